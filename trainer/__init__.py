@@ -1,0 +1,1 @@
+"""The trainer: what runs at a site. It knows no Django and no portal, only :mod:`trainer.contract`."""

@@ -1,0 +1,61 @@
+"""The words that the trainer's parts share: where it works, whom it tells, what it returns, how it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer.contract import EXPLANATIONS, Exit, MetricRecord
+
+
+class Fault(Exception):
+    """A failure with a documented exit code. ``message`` is one plain sentence or two, fit for a radiologist."""
+
+    def __init__(self, exit: Exit, detail: str = "") -> None:
+        self.exit = exit
+        self.message = f"{EXPLANATIONS[exit]} {detail}".strip()
+        super().__init__(self.message)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the site's administrator decides: where data and working files lie, and how many CPU threads
+    a run may use (0 = all). Never part of a job, so that no portal can point the trainer elsewhere."""
+
+    data_root: Path
+    work_dir: Path
+    threads: int = 0
+
+    @property
+    def cache(self) -> Path:
+        """Preprocessed cases, shared by all runs of this site."""
+        return self.work_dir / "cache"
+
+    def state(self, experiment: str) -> Path:
+        """What stays at the site between the rounds of one experiment (kept optimizer state)."""
+        return self.work_dir / "state" / experiment
+
+    def run_dir(self, run: str) -> Path:
+        return self.work_dir / "runs" / run
+
+
+class Report(Protocol):
+    """Where progress goes while a run works. Neither call may fail or block the training."""
+
+    def metric(self, record: MetricRecord) -> None: ...
+
+    def say(self, message: str, **facts: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training or evaluating produced: files in the run's folder, counts, seconds per step."""
+
+    train_cases: int = 0
+    validation_cases: int = 0
+    steps: int = 0
+    update: Path | None = None
+    optimizer: Path | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
