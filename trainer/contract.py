@@ -227,7 +227,7 @@ def plan_problems(plan: TrainingPlan) -> dict[str, str]:
     """Return what is wrong with a plan, keyed by dotted field name; empty when it can run."""
     found: dict[str, str] = {}
 
-    def need(ok: bool, name: str, text: str) -> None:  # noqa: FBT001
+    def need(ok: bool, name: str, text: str) -> None:
         if not ok:
             found.setdefault(name, text)
 

@@ -1,0 +1,22 @@
+"""Experiment → round → site run → attempt; what was published; the journal. The rows are the only truth."""
+
+from fedportal.experiments.models.experiment import Experiment, Participation, Straggler, Weighting
+from fedportal.experiments.models.journal import Event, LogPiece, Metric
+from fedportal.experiments.models.model import Artefact, GlobalModel
+from fedportal.experiments.models.round import Attempt, Round, RoundKind, SiteRun
+
+__all__ = [
+    "Artefact",
+    "Attempt",
+    "Event",
+    "Experiment",
+    "GlobalModel",
+    "LogPiece",
+    "Metric",
+    "Participation",
+    "Round",
+    "RoundKind",
+    "SiteRun",
+    "Straggler",
+    "Weighting",
+]

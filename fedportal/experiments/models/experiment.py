@@ -1,0 +1,182 @@
+"""An experiment: a plan, its participants, and who drives it at the moment."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+
+from fedportal.experiments.states import ExperimentState
+from fedportal.sites.models import Dataset, Site
+from trainer.contract import TrainingPlan, plan_from_json
+
+if TYPE_CHECKING:
+    from fedportal.accounts.models import User
+    from fedportal.experiments.models.model import GlobalModel
+    from fedportal.experiments.models.round import Round
+
+_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
+
+
+def new_key() -> str:
+    """Return a fresh experiment key: 8 letters and digits that nobody confuses when reading aloud."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+class Straggler(models.TextChoices):
+    WAIT = "wait", "Wait for every site until the deadline"
+    DROP = "drop", "Go on without it once enough sites have answered"
+    FAIL = "fail", "Stop the experiment"
+
+
+class Weighting(models.TextChoices):
+    CASES = "cases", "By training cases"
+    UNIFORM = "uniform", "Every site the same"
+
+
+class ExperimentQuerySet(models.QuerySet["Experiment"]):
+    def visible_to(self, user: User) -> ExperimentQuerySet:
+        """Own and shared experiments; a steward's also those that use the steward's sites; all for operators, auditors."""
+        if user.sees_everything:
+            return self
+        mine = Q(owner=user) | Q(viewers=user) | Q(participations__site__stewards=user)
+        return self.filter(pk__in=Experiment.objects.filter(mine).values("pk"))
+
+    def due(self, now: datetime) -> ExperimentQuerySet:
+        """What the orchestrator should look at: running or cancelling, its time come or woken, not claimed."""
+        return self.filter(
+            Q(state__in=[ExperimentState.RUNNING, ExperimentState.CANCELLING]),
+            Q(due_at__lte=now) | Q(wakes__gt=F("wakes_seen")),
+            Q(lease_until=None) | Q(lease_until__lt=now),
+        )
+
+
+class Experiment(models.Model):
+    """A plan, its participants, its rounds.
+
+    ``version`` fences every write of a state (compare-and-set). ``claimed_by``, ``lease_until``, ``due_at``,
+    ``wakes`` and ``stumbles`` belong to the engine: who drives it, until when, when to look again.
+    """
+
+    key = models.CharField(max_length=10, unique=True, default=new_key, editable=False)
+    title = models.CharField(max_length=120, help_text="A name that you will recognise in a list.")
+    question = models.TextField(blank=True, help_text="What you want to find out, in a sentence or two.")
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="experiments")
+    viewers = models.ManyToManyField(settings.AUTH_USER_MODEL, blank=True, related_name="shared_experiments")
+    cloned_from = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="clones")
+
+    plan = models.JSONField(default=dict, help_text="The training recipe (trainer.contract.TrainingPlan as JSON).")
+    rounds_planned = models.PositiveIntegerField(
+        default=12, validators=[MinValueValidator(1), MaxValueValidator(10_000)]
+    )
+    strategy = models.CharField(max_length=40, default="fedavg")
+    strategy_options = models.JSONField(default=dict, blank=True)
+    weighting = models.CharField(max_length=16, choices=Weighting, default=Weighting.CASES)
+    min_sites = models.PositiveIntegerField(
+        default=2, help_text="Quorum: a round counts when at least so many sites answered."
+    )
+    deadline_minutes = models.FloatField(
+        default=360, validators=[MinValueValidator(0.05)], help_text="How long a round waits for its sites."
+    )
+    stragglers = models.CharField(max_length=8, choices=Straggler, default=Straggler.WAIT)
+    grace_minutes = models.FloatField(
+        default=5, help_text="With “go on without it”: how long the others still wait once the quorum is there."
+    )
+    max_attempts = models.PositiveIntegerField(
+        default=3, validators=[MinValueValidator(1), MaxValueValidator(99)], help_text="Attempts per site and round."
+    )
+    max_relative_norm = models.FloatField(
+        null=True,
+        blank=True,
+        help_text="Refuse an update whose change is larger than this multiple of the model's norm.",
+    )
+
+    state = models.CharField(max_length=16, choices=ExperimentState.choices(), default=ExperimentState.DRAFT)
+    reason = models.TextField(blank=True, help_text="Why it is in its state, in a sentence for people.")
+    version = models.PositiveIntegerField(default=0, editable=False)
+    claimed_by = models.CharField(max_length=80, blank=True, editable=False)
+    lease_until = models.DateTimeField(null=True, blank=True, editable=False)
+    due_at = models.DateTimeField(default=timezone.now, editable=False)
+    wakes = models.PositiveIntegerField(default=0, editable=False)
+    wakes_seen = models.PositiveIntegerField(default=0, editable=False)
+    stumbles = models.PositiveIntegerField(default=0, editable=False)
+
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+    started_at = models.DateTimeField(null=True, blank=True, editable=False)
+    ended_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    objects = ExperimentQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+        indexes = [models.Index(fields=["state", "due_at"])]
+        constraints = [
+            models.CheckConstraint(
+                name="experiment_state_is_known", condition=Q(state__in=[s.value for s in ExperimentState])
+            )
+        ]
+
+    def __str__(self) -> str:
+        return self.title
+
+    @property
+    def status(self) -> ExperimentState:
+        return ExperimentState(self.state)
+
+    @property
+    def training_plan(self) -> TrainingPlan:
+        """The plan as the contract's dataclass. Raises ``ContractError`` when the draft is incomplete."""
+        return plan_from_json(self.plan)
+
+    @property
+    def is_draft(self) -> bool:
+        return self.status is ExperimentState.DRAFT
+
+    @property
+    def is_active(self) -> bool:
+        return self.status in (ExperimentState.RUNNING, ExperimentState.PAUSED, ExperimentState.CANCELLING)
+
+    @property
+    def current_round(self) -> Round | None:
+        return self.rounds.order_by("number").last()
+
+    @property
+    def newest_model(self) -> GlobalModel | None:
+        return self.models.order_by("round_number").last()
+
+    @property
+    def best_model(self) -> GlobalModel | None:
+        """The global model with the highest mean Dice that was measured; the earliest of equals."""
+        return self.models.exclude(dice=None).order_by("-dice", "round_number").first()
+
+    @property
+    def duration(self) -> timedelta | None:
+        return None if self.started_at is None else (self.ended_at or timezone.now()) - self.started_at
+
+    def can_be_controlled_by(self, user: User) -> bool:
+        return user.is_operator or (user.may_compose and self.owner_id == user.pk)
+
+    def wake(self) -> None:
+        """Ask the orchestrator to look now. Never touches ``version``: a wake-up must not make a step stale."""
+        Experiment.objects.filter(pk=self.pk).update(wakes=F("wakes") + 1)
+
+
+class Participation(models.Model):
+    """A site's part in an experiment: with which dataset it takes part."""
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="participations")
+    site = models.ForeignKey(Site, on_delete=models.PROTECT, related_name="participations")
+    dataset = models.ForeignKey(Dataset, on_delete=models.PROTECT, related_name="participations")
+
+    class Meta:
+        ordering = ["site__slug"]
+        constraints = [models.UniqueConstraint(fields=["experiment", "site"], name="a_site_takes_part_once")]
+
+    def __str__(self) -> str:
+        return f"{self.site} in {self.experiment}"

@@ -1,0 +1,56 @@
+"""What an experiment publishes: global models and the files made from them."""
+
+from __future__ import annotations
+
+from django.db import models
+from django.utils import timezone
+
+from fedportal.experiments.models.experiment import Experiment
+
+
+class GlobalModel(models.Model):
+    """The aggregate that a round published (round 0: the initial model), as safetensors in the object store."""
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="models")
+    round_number = models.PositiveIntegerField()
+    key = models.CharField(max_length=200)
+    sha256 = models.CharField(max_length=64)
+    size = models.BigIntegerField()
+    created_at = models.DateTimeField(default=timezone.now)
+    dice = models.FloatField(
+        null=True, blank=True, help_text="Mean Dice over regions and sites' held-out cases, measured in the next round."
+    )
+    scores = models.JSONField(default=dict, blank=True, help_text="Dice (and HD95) per region and per site.")
+    server_state_key = models.CharField(max_length=200, blank=True)
+    server_state_sha256 = models.CharField(max_length=64, blank=True)
+    server_state_size = models.BigIntegerField(default=0)
+
+    class Meta:
+        ordering = ["experiment", "round_number"]
+        constraints = [
+            models.UniqueConstraint(fields=["experiment", "round_number"], name="one_global_model_per_round")
+        ]
+
+    def __str__(self) -> str:
+        return f"Model of round {self.round_number} of {self.experiment}"
+
+
+class Artefact(models.Model):
+    """A file made from a global model, ready to download: the recipe (JSON) or a MONAI bundle (zip)."""
+
+    class Kind(models.TextChoices):
+        RECIPE = "recipe", "Recipe (JSON)"
+        BUNDLE = "bundle", "MONAI bundle"
+
+    model = models.ForeignKey(GlobalModel, on_delete=models.CASCADE, related_name="artefacts")
+    kind = models.CharField(max_length=12, choices=Kind)
+    key = models.CharField(max_length=200)
+    sha256 = models.CharField(max_length=64)
+    size = models.BigIntegerField()
+
+    class Meta:
+        ordering = ["model", "kind"]
+        constraints = [models.UniqueConstraint(fields=["model", "kind"], name="one_artefact_per_kind")]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} of {self.model}"

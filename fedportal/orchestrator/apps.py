@@ -1,0 +1,5 @@
+from django.apps import AppConfig
+
+
+class OrchestratorConfig(AppConfig):
+    name = "fedportal.orchestrator"

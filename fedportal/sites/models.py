@@ -1,0 +1,159 @@
+"""Registered hospitals: how each is reached, whether it is well, what data it offers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.core.validators import RegexValidator
+from django.db import models
+from django.utils import timezone
+
+from fedportal.sites.fields import EncryptedJSONField
+
+if TYPE_CHECKING:
+    from fedportal.accounts.models import User
+
+
+class ConnectorKind(models.TextChoices):
+    LOCAL = "local", "On this machine"
+
+
+class Health(models.TextChoices):
+    UNKNOWN = "unknown", "Not checked yet"
+    HEALTHY = "healthy", "Ready"
+    FAILING = "failing", "Has a problem"
+    STALE = "stale", "Not heard from lately"
+
+
+class SiteQuerySet(models.QuerySet["Site"]):
+    def active(self) -> SiteQuerySet:
+        return self.filter(retired_at=None)
+
+    def stewarded_by(self, user: User) -> SiteQuerySet:
+        return self.filter(stewards=user)
+
+
+class Site(models.Model):
+    """A registered instance: one hospital."""
+
+    slug = models.CharField(
+        max_length=15,
+        unique=True,
+        validators=[
+            RegexValidator(
+                r"^[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?\Z",
+                "Lower-case letters, digits and hyphens, a letter first; at most 15.",
+            )
+        ],
+        help_text="Short name in run names and object keys; it cannot change later.",
+    )
+    name = models.CharField(max_length=120, unique=True, help_text="The hospital's name as people say it.")
+    city = models.CharField(max_length=120, blank=True)
+    connector = models.CharField(
+        max_length=16, choices=ConnectorKind, default=ConnectorKind.LOCAL, help_text="How the portal reaches the site."
+    )
+    config = models.JSONField(
+        default=dict, blank=True, help_text="Settings of the connector; nothing secret belongs here."
+    )
+    secrets = EncryptedJSONField(default=dict, blank=True, editable=False, help_text="Credentials, encrypted at rest.")
+    stewards = models.ManyToManyField(
+        settings.AUTH_USER_MODEL, blank=True, related_name="sites", help_text="Who answers for the site's data."
+    )
+    contact = models.EmailField(blank=True, help_text="Whom to write to when the site has a problem.")
+    registered_at = models.DateTimeField(default=timezone.now, editable=False)
+    retired_at = models.DateTimeField(null=True, blank=True, editable=False)
+    last_contact_at = models.DateTimeField(null=True, blank=True, editable=False)
+    check_due_at = models.DateTimeField(
+        null=True, blank=True, default=timezone.now, editable=False, help_text="When the orchestrator checks it next."
+    )
+
+    objects = SiteQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"<Site {self.slug}>"
+
+    @property
+    def is_retired(self) -> bool:
+        return self.retired_at is not None
+
+    @property
+    def last_check(self) -> SiteCheck | None:
+        return self.checks.first()
+
+    @property
+    def check_is_pending(self) -> bool:
+        return self.check_due_at is not None and self.check_due_at <= timezone.now()
+
+    @property
+    def health(self) -> Health:
+        """What the newest check says; a check older than a day says nothing any more."""
+        check = self.last_check
+        if check is None:
+            return Health.UNKNOWN
+        if not check.ok:
+            return Health.FAILING
+        return Health.STALE if timezone.now() - check.at > timedelta(days=1) else Health.HEALTHY
+
+
+class SiteCheck(models.Model):
+    """One look at a site, step by step. ``steps`` are CheckStep dictionaries: name, ok, message, remedy, seconds."""
+
+    site = models.ForeignKey(Site, on_delete=models.CASCADE, related_name="checks")
+    at = models.DateTimeField(default=timezone.now)
+    ok = models.BooleanField()
+    steps = models.JSONField(default=list)
+    version = models.CharField(max_length=80, blank=True)
+    facts = models.JSONField(default=dict, blank=True)
+    seconds = models.FloatField(default=0.0)
+
+    class Meta:
+        ordering = ["-at", "-pk"]
+        indexes = [models.Index(fields=["site", "-at"])]
+
+    def __str__(self) -> str:
+        return f"{self.site.slug}: {'ready' if self.ok else 'problem'} at {self.at:%Y-%m-%d %H:%M}"
+
+    @property
+    def first_problem(self) -> dict | None:
+        return next((step for step in self.steps if not step["ok"]), None)
+
+
+class Dataset(models.Model):
+    """What a site offers, as the last check found it. Counts are cases; spacing in mm, shape in voxels (medians)."""
+
+    site = models.ForeignKey(Site, on_delete=models.CASCADE, related_name="datasets")
+    name = models.CharField(max_length=120, help_text="Folder name at the site.")
+    title = models.CharField(max_length=200, blank=True)
+    train_cases = models.PositiveIntegerField(default=0)
+    validation_cases = models.PositiveIntegerField(default=0)
+    channels = models.JSONField(default=list)
+    labels = models.JSONField(default=dict, help_text="Label number (as text) → name.")
+    spacing = models.JSONField(default=list)
+    shape = models.JSONField(default=list)
+    problems = models.JSONField(default=list)
+    seen_at = models.DateTimeField(default=timezone.now)
+    is_available = models.BooleanField(default=True, help_text="Whether the last check still found it.")
+
+    class Meta:
+        ordering = ["site", "name"]
+        constraints = [models.UniqueConstraint(fields=["site", "name"], name="one_dataset_of_a_name_per_site")]
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.site}"
+
+    @property
+    def cases(self) -> int:
+        return self.train_cases + self.validation_cases
+
+    @property
+    def task_signature(self) -> tuple:
+        """Channels and labels: datasets with the same signature can train one model together."""
+        return tuple(self.channels), tuple(sorted((int(n), name) for n, name in self.labels.items()))

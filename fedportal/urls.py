@@ -1,0 +1,23 @@
+"""All addresses of the portal."""
+
+from django.contrib import admin
+from django.urls import include, path
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+
+urlpatterns = [
+    path("", include("fedportal.monitoring.urls")),
+    path("", include("fedportal.experiments.urls")),
+    path("sites/", include("fedportal.sites.urls")),
+    path("accounts/", include("fedportal.accounts.urls")),
+    path("ui/", include("fedportal.ui.urls")),
+    path("admin/", admin.site.urls),
+    path("api/", include("fedportal.experiments.api_urls")),
+    path("api/", include("fedportal.sites.api_urls")),
+    path("api/", include("fedportal.monitoring.api_urls")),
+    path("api/", include("fedportal.accounts.api_urls")),
+    path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
+    path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="api-docs"),
+]
+handler403 = "fedportal.ui.views.forbidden"
+handler404 = "fedportal.ui.views.not_found"
+handler500 = "fedportal.ui.views.server_error"

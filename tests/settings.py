@@ -1,0 +1,20 @@
+"""Settings of the tests: safe throw-away secrets, fast hashing, everything else as in production."""
+
+import os
+import tempfile
+
+os.environ.setdefault("FEDPORTAL_STATE", tempfile.mkdtemp(prefix="fedportal-tests-"))
+os.environ.setdefault("SECRET_KEY", "tests-only-secret-key-0123456789-abcdefghijklmnopqrstuvwxyz")
+os.environ.setdefault("FEDPORTAL_S3_SECRET_KEY", "tests-only")
+os.environ.setdefault("FEDPORTAL_KEYS", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")
+os.environ.setdefault("FEDPORTAL_HTTPS", "0")
+os.environ.setdefault("FEDPORTAL_S3_SECURE", "0")
+
+from fedportal.settings import *  # noqa: E402, F403
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+WHITENOISE_USE_FINDERS = True

@@ -1,0 +1,181 @@
+"""Read a dataset in Medical Segmentation Decathlon layout: what ``dataset.json`` lists, by name. No torch here.
+
+A dataset is a folder ``<data_root>/<name>/`` with ``dataset.json``. Its values count, not their order:
+``modality`` names the input channels, ``labels`` the label numbers, ``training`` lists ``{"image", "label"}``
+pairs. Held-out cases stand under ``validation`` (same shape); where that key is missing a fifth of the
+training cases is held out, the same ones at every time and on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.contract import Exit, Region, Task
+from trainer.job import Fault
+
+MAX_REGION_NAME = 40
+"""The contract refuses metric records of regions with longer names."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient's image and segmentation; ``name`` is the image's file name without its ending."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a folder offers. ``channels`` and ``labels`` are as ``dataset.json`` has them."""
+
+    name: str
+    title: str
+    channels: tuple[str, ...]
+    labels: Mapping[int, str]
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...]
+
+
+def read_dataset(data_root: Path, name: str) -> Dataset:
+    """Read ``<data_root>/<name>/dataset.json``; whether the images exist is looked at when they are read.
+
+    Raises :class:`Fault` NO_DATASET where there is no such folder, where its description cannot be read, or where
+    a path leads out of ``data_root``: a job names the dataset, and no job may name another folder of the hospital.
+    """
+    root = data_root.resolve()
+    folder = (root / name).resolve()
+    if not name or folder == root or not folder.is_relative_to(root):
+        raise Fault(Exit.NO_DATASET, "The name of the dataset leads out of the site's data folder.")
+    try:
+        document = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Fault(Exit.NO_DATASET, f"Looked for {name}/dataset.json.") from error
+    except ValueError as error:
+        raise Fault(Exit.NO_DATASET, f"{name}/dataset.json is not valid JSON.") from error
+    try:
+        training = _cases(document["training"], folder=folder, root=root)
+        if "validation" in document:
+            validation = _cases(document["validation"], folder=folder, root=root)
+        else:
+            training, validation = hold_out(training)
+        return Dataset(
+            name=name,
+            title=str(document.get("name") or name),
+            channels=_channels(document),
+            labels=_labels(document),
+            training=training,
+            validation=validation,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Fault(Exit.NO_DATASET, f"{name}/dataset.json does not follow the Decathlon layout: {error}.") from error
+
+
+def hold_out(cases: tuple[Case, ...]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Split into (training, validation): a fifth, at least one case, is held out, chosen by a hash of the case's name.
+
+    The choice does not depend on the order of the list, nor on a seed."""
+    by_hash = sorted(cases, key=lambda case: hashlib.sha256(case.name.encode()).digest())
+    held_out = {case.name for case in by_hash[: max(1, round(len(cases) / 5))]}
+    return (
+        tuple(case for case in cases if case.name not in held_out),
+        tuple(case for case in cases if case.name in held_out),
+    )
+
+
+def check_task(dataset: Dataset, task: Task) -> tuple[int, ...]:
+    """Return where each of the task's channels lies in the site's images (sites may order them differently).
+
+    Raises :class:`Fault` LABELS_DIFFER or WRONG_CHANNELS where dataset and task do not speak of the same things.
+    """
+    if {number: _folded(name) for number, name in dataset.labels.items()} != {
+        number: _folded(name) for number, name in task.labels.items()
+    }:
+        raise Fault(Exit.LABELS_DIFFER, f"Site: {_list(dataset.labels)}. Task: {_list(task.labels)}.")
+    site, wanted = [_folded(c) for c in dataset.channels], [_folded(c) for c in task.channels]
+    if site == wanted:
+        return tuple(range(len(wanted)))
+    if sorted(site) != sorted(wanted) or len(set(site)) != len(site):
+        raise Fault(
+            Exit.WRONG_CHANNELS,
+            f"Site: {', '.join(dataset.channels)}. Task: {', '.join(task.channels)}.",
+        )
+    return tuple(site.index(channel) for channel in wanted)
+
+
+def task_of(document: Mapping[str, Any]) -> Task:
+    """Derive a task from a ``dataset.json`` document.
+
+    Brain tumours labelled as in Task01_BrainTumour (edema, non-enhancing tumour, enhancing tumour, whatever their
+    numbers) get the BraTS regions: whole tumour WT, tumour core TC, enhancing tumour ET. Every other dataset
+    gets one region per label. Raises ``ValueError`` where channels or labels are missing.
+    """
+    labels = _labels(document)
+    numbers = {_folded(name).replace("tumour", "tumor"): number for number, name in labels.items()}
+    parts = ("edema", "non-enhancing tumor", "enhancing tumor")
+    if set(numbers) - {"background"} == set(parts):
+        edema, core, enhancing = (numbers[part] for part in parts)
+        regions = (
+            Region("WT", tuple(sorted((edema, core, enhancing)))),
+            Region("TC", tuple(sorted((core, enhancing)))),
+            Region("ET", (enhancing,)),
+        )
+    else:
+        regions = tuple(
+            Region(name[:MAX_REGION_NAME], (number,)) for number, name in sorted(labels.items()) if number != 0
+        )
+    return Task(
+        name=str(document.get("name") or "segmentation"),
+        channels=_channels(document),
+        labels=labels,
+        regions=regions,
+    )
+
+
+def _cases(entries: Any, *, folder: Path, root: Path) -> tuple[Case, ...]:
+    cases = tuple(
+        Case(
+            name=Path(entry["image"]).name.removesuffix(".gz").removesuffix(".nii"),
+            image=_inside(folder / entry["image"], root),
+            label=_inside(folder / entry["label"], root),
+        )
+        for entry in entries
+    )
+    if len({case.image for case in cases}) != len(cases):
+        raise ValueError("an image is listed twice")
+    return cases
+
+
+def _inside(path: Path, root: Path) -> Path:
+    resolved = path.resolve()
+    if not resolved.is_relative_to(root):
+        raise Fault(Exit.NO_DATASET, f"dataset.json lists {path.name} outside the site's data folder.")
+    return resolved
+
+
+def _channels(document: Mapping[str, Any]) -> tuple[str, ...]:
+    modality = {int(number): str(name) for number, name in document["modality"].items()}
+    if sorted(modality) != list(range(len(modality))) or not modality:
+        raise ValueError("modality does not number its channels 0, 1, 2, …")
+    return tuple(modality[number] for number in sorted(modality))
+
+
+def _labels(document: Mapping[str, Any]) -> dict[int, str]:
+    labels = {int(number): str(name) for number, name in document["labels"].items()}
+    if not labels or any(not 0 <= number <= 255 for number in labels):
+        raise ValueError("label numbers are not between 0 and 255")
+    return dict(sorted(labels.items()))
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.casefold().split())
+
+
+def _list(labels: Mapping[int, str]) -> str:
+    return ", ".join(f"{number} {name}" for number, name in sorted(labels.items()))

@@ -1,0 +1,30 @@
+"""The losses of a plan, on sigmoid region channels (regions overlap, so no softmax)."""
+
+from __future__ import annotations
+
+from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, GeneralizedDiceLoss
+from torch import nn
+
+from trainer.contract import Exit
+from trainer.job import Fault
+
+
+def build(name: str) -> nn.Module:
+    """Return ``loss(logits, target)`` for float tensors [batch, region, x, y, z].
+
+    Dice is taken over the whole batch: a region that one patient lacks (Task01's ET) then costs
+    no more than its false voxels, and with no smoothing in the numerator an empty batch has loss 1, not 0.
+    """
+    dice = {"sigmoid": True, "squared_pred": True, "batch": True, "smooth_nr": 0.0, "smooth_dr": 1e-5}
+    match name:
+        case "dice":
+            return DiceLoss(**dice)
+        case "dice_ce":
+            return DiceCELoss(**dice)
+        case "dice_focal":
+            return DiceFocalLoss(**dice)
+        case "generalised_dice":
+            # its weights fall with the square of a region's size; it has no squared prediction
+            return GeneralizedDiceLoss(sigmoid=True, batch=True)
+        case _:
+            raise Fault(Exit.BAD_JOB, f"There is no loss {name}.")
