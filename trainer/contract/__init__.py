@@ -1,0 +1,116 @@
+"""What crosses the wire between portal and trainer, and the names both sides compute.
+
+Standard library only: this module is the one door between the rooms of the portal and the trainer.
+``docs/contract.md`` explains it in prose; a change here that an older peer cannot read raises
+:data:`CONTRACT_VERSION`.
+
+The round trip of one attempt::
+
+    portal   spec.json      signed job: plan, inputs (presigned GET), outputs (presigned PUT)
+    launch   LaunchTicket   run name, address of the spec, key of the attempt, on the control path
+    trainer  metrics        small records while it works (idempotent by attempt, phase, name, region, step)
+    trainer  update         safetensors, then log, then *last of all* manifest.json: its existence is the commit
+"""
+
+from __future__ import annotations
+
+from trainer.contract.checks import ContractError
+from trainer.contract.exits import EXPLANATIONS, PERMANENT, Exit
+from trainer.contract.job import CONTRACT_VERSION, Fetch, JobSpec, Kind, LaunchTicket, Put, spec_from_json
+from trainer.contract.names import (
+    LOG_NAME,
+    MANIFEST_NAME,
+    MAX_RUN_NAME,
+    OPTIMIZER_NAME,
+    ROOT,
+    SPEC_NAME,
+    UPDATE_NAME,
+    attempt_prefix,
+    global_model_key,
+    round_prefix,
+    run_name,
+    server_state_key,
+)
+from trainer.contract.plan import (
+    AUGMENTATIONS,
+    LOSSES,
+    NETWORKS,
+    OPTIMIZERS,
+    PRECISIONS,
+    SCHEDULES,
+    TREATMENTS,
+    Network,
+    Optimizer,
+    Region,
+    Schedule,
+    Task,
+    TrainingPlan,
+    Validation,
+    plan_from_json,
+    plan_problems,
+)
+from trainer.contract.report import Manifest, MetricRecord, Phase, Stored, manifest_from_json, metric_from_json
+from trainer.contract.signing import (
+    MAX_JSON_BYTES,
+    attempt_key,
+    canonical_json,
+    metrics_token,
+    sha256_of,
+    signed,
+    verified,
+)
+
+__all__ = [
+    "AUGMENTATIONS",
+    "CONTRACT_VERSION",
+    "EXPLANATIONS",
+    "LOG_NAME",
+    "LOSSES",
+    "MANIFEST_NAME",
+    "MAX_JSON_BYTES",
+    "MAX_RUN_NAME",
+    "NETWORKS",
+    "OPTIMIZERS",
+    "OPTIMIZER_NAME",
+    "PERMANENT",
+    "PRECISIONS",
+    "ROOT",
+    "SCHEDULES",
+    "SPEC_NAME",
+    "TREATMENTS",
+    "UPDATE_NAME",
+    "ContractError",
+    "Exit",
+    "Fetch",
+    "JobSpec",
+    "Kind",
+    "LaunchTicket",
+    "Manifest",
+    "MetricRecord",
+    "Network",
+    "Optimizer",
+    "Phase",
+    "Put",
+    "Region",
+    "Schedule",
+    "Stored",
+    "Task",
+    "TrainingPlan",
+    "Validation",
+    "attempt_key",
+    "attempt_prefix",
+    "canonical_json",
+    "global_model_key",
+    "manifest_from_json",
+    "metric_from_json",
+    "metrics_token",
+    "plan_from_json",
+    "plan_problems",
+    "round_prefix",
+    "run_name",
+    "server_state_key",
+    "sha256_of",
+    "signed",
+    "spec_from_json",
+    "verified",
+]

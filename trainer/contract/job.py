@@ -1,0 +1,119 @@
+"""The job that the portal writes for one attempt, and the ticket that launches it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from trainer.contract.checks import ContractError
+from trainer.contract.names import run_name
+from trainer.contract.plan import TrainingPlan, plan_from_json
+
+CONTRACT_VERSION = 1
+
+
+class Kind(StrEnum):
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """An object to read: presigned GET, with the size in bytes and SHA-256 that it must have."""
+
+    url: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Put:
+    """An object to write once. One presigned PUT, or one URL per part of ``part_size`` bytes (the last
+    part may be shorter; unused part URLs stay unused). With parts, the ETags go into the manifest and
+    the portal completes the upload."""
+
+    url: str = ""
+    part_urls: tuple[str, ...] = ()
+    part_size: int = 0
+    upload_id: str = ""
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """All that one attempt needs. Signed with the key of the attempt (see :func:`signed`)."""
+
+    kind: Kind
+    run: str
+    experiment: str
+    round: int
+    site: str
+    attempt: int
+    dataset: str
+    plan: TrainingPlan
+    model: Fetch
+    manifest: Put
+    log: Put
+    update: Put | None = None
+    optimizer_in: Fetch | None = None
+    optimizer_out: Put | None = None
+    metrics_url: str = ""
+    expires_at: float = 0.0
+    contract: int = CONTRACT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        document = asdict(self)
+        document["kind"] = self.kind.value
+        document["plan"] = self.plan.to_json()
+        return document
+
+
+def spec_from_json(document: Mapping[str, Any]) -> JobSpec:
+    """Read a job spec. Raises :class:`ContractError` when it is not of this contract."""
+    values = dict(document)
+    if values.get("contract") != CONTRACT_VERSION:
+        raise ContractError(
+            f"job of contract {values.get('contract')!r}, this trainer speaks {CONTRACT_VERSION}: update one of them"
+        )
+    try:
+        puts = {name: _put(values.pop(name, None)) for name in ("manifest", "log", "update", "optimizer_out")}
+        fetches = {name: _fetch(values.pop(name, None)) for name in ("model", "optimizer_in")}
+        spec = JobSpec(
+            kind=Kind(values.pop("kind")), plan=plan_from_json(values.pop("plan")), **puts, **fetches, **values
+        )
+        if spec.run != run_name(experiment=spec.experiment, round=spec.round, site=spec.site, attempt=spec.attempt):
+            raise ContractError("job: its run name does not match its experiment, round, site and attempt")
+        if spec.model is None or spec.manifest is None or spec.log is None:
+            raise ContractError("job: model, manifest and log are needed")
+        if spec.kind is Kind.TRAIN and spec.update is None:
+            raise ContractError("job: a training needs a place for its update")
+        return spec
+    except ContractError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ContractError(f"job: {error}") from error
+
+
+@dataclass(frozen=True)
+class LaunchTicket:
+    """What travels on the control path: where the spec lies, and the key that it is signed with (hex).
+
+    The same key authenticates the attempt's metric records (``Authorization: Bearer <token>``, see
+    :func:`metrics_token`) and signs its manifest.
+    """
+
+    run: str
+    spec_url: str
+    key: str
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def _put(values: Mapping[str, Any] | None) -> Put | None:
+    return None if values is None else Put(**{**values, "part_urls": tuple(values.get("part_urls", ()))})
+
+
+def _fetch(values: Mapping[str, Any] | None) -> Fetch | None:
+    return None if values is None else Fetch(**values)

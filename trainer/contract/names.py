@@ -1,0 +1,53 @@
+"""Names and object keys: computed by both sides, never remembered."""
+
+from __future__ import annotations
+
+import re
+
+from trainer.contract.checks import ContractError
+
+ROOT = "fedportal"
+MAX_RUN_NAME = 40
+
+_EXPERIMENT = re.compile(r"[a-z0-9]{4,10}\Z")
+_SITE = re.compile(r"[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?\Z")
+
+
+def run_name(*, experiment: str, round: int, site: str, attempt: int) -> str:
+    """Return ``fp-<experiment>-r<round>-<site>-a<attempt>``: lower-case DNS label, at most 40 characters."""
+    if not _EXPERIMENT.match(experiment):
+        raise ContractError(f"experiment key {experiment!r}: 4 to 10 lower-case letters or digits")
+    if not _SITE.match(site):
+        raise ContractError(f"site slug {site!r}: at most 15 lower-case letters, digits, hyphens")
+    if not (0 <= round <= 99_999 and 1 <= attempt <= 99):
+        raise ContractError(f"round {round} or attempt {attempt} out of range")
+    name = f"fp-{experiment}-r{round}-{site}-a{attempt}"
+    if len(name) > MAX_RUN_NAME:
+        raise ContractError(f"run name {name!r} is longer than {MAX_RUN_NAME} characters")
+    return name
+
+
+def round_prefix(experiment: str, round: int) -> str:
+    return f"{ROOT}/{experiment}/r{round:05d}"
+
+
+def global_model_key(experiment: str, round: int) -> str:
+    """Key of the global model that round ``round`` publishes; round 0 is the initial model."""
+    return f"{round_prefix(experiment, round)}/global.safetensors"
+
+
+def server_state_key(experiment: str, round: int) -> str:
+    """Key of what the aggregation keeps between rounds (server moments, averaged optimizer state)."""
+    return f"{round_prefix(experiment, round)}/server-state.safetensors"
+
+
+def attempt_prefix(*, experiment: str, round: int, site: str, attempt: int) -> str:
+    """Prefix of all objects of one attempt. Another attempt never shares a key with it."""
+    return f"{round_prefix(experiment, round)}/{site}/a{attempt}"
+
+
+SPEC_NAME = "spec.json"
+UPDATE_NAME = "update.safetensors"
+OPTIMIZER_NAME = "optimizer.safetensors"
+LOG_NAME = "log.txt"
+MANIFEST_NAME = "manifest.json"

@@ -1,0 +1,152 @@
+"""What comes back from an attempt: metric records while it works, the manifest when it is done."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from trainer.contract.checks import ContractError, is_int, is_number
+from trainer.contract.job import CONTRACT_VERSION, Kind
+
+
+class Phase(StrEnum):
+    """When a number was measured: while training, on the incoming global model (before training), on
+    the local model (after training), or as the portal's mean over sites (``global``)."""
+
+    TRAIN = "train"
+    INCOMING = "incoming"
+    LOCAL = "local"
+    GLOBAL = "global"
+
+
+@dataclass(frozen=True)
+class MetricRecord:
+    """One number. ``name``: loss, dice, hd95 (mm), learning_rate, seconds. ``region``: a region of the task,
+    ``mean`` over regions, or empty. ``step``: optimizer steps done in this round (0 before the first).
+    ``progress``: share of this round's training done, 0 to 1. ``value`` is ``None`` where undefined (an empty mask
+    has no Hausdorff distance); ``cases`` is how many cases it is the mean of. ``at``: seconds since the epoch."""
+
+    phase: Phase
+    name: str
+    value: float | None
+    region: str = ""
+    step: int = 0
+    progress: float = 0.0
+    cases: int = 0
+    at: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        document = asdict(self)
+        document["phase"] = self.phase.value
+        return document
+
+
+def metric_from_json(document: Mapping[str, Any]) -> MetricRecord:
+    """Read one record; refuses what a page could not draw (unknown phase, NaN, long names)."""
+    try:
+        record = MetricRecord(**{**document, "phase": Phase(document["phase"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ContractError(f"metric: {error}") from error
+    ok = (
+        record.phase is not Phase.GLOBAL
+        and isinstance(record.name, str)
+        and re.fullmatch(r"[a-z0-9_]{1,32}", record.name)
+        and isinstance(record.region, str)
+        and len(record.region) <= 40
+        and is_int(record.step)
+        and 0 <= record.step <= 10**9
+        and is_int(record.cases)
+        and 0 <= record.cases <= 10**7
+        and is_number(record.progress)
+        and 0 <= record.progress <= 1
+        and is_number(record.at)
+        and record.at >= 0
+        and (record.value is None or is_number(record.value))
+    )
+    if not ok:
+        raise ContractError(f"metric: not a drawable record: {str(dict(document))[:200]}")
+    return record
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object that was written: size in bytes, SHA-256 hex, and the parts' ETags where it came in parts."""
+
+    sha256: str
+    size: int
+    etags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Written last by an attempt; its existence is the commit. ``seconds`` has the duration of each step:
+    pull, load, validate_incoming, train, validate_local, push (wall clock)."""
+
+    run: str
+    experiment: str
+    round: int
+    site: str
+    attempt: int
+    kind: Kind
+    exit_code: int
+    message: str
+    train_cases: int = 0
+    validation_cases: int = 0
+    steps: int = 0
+    update: Stored | None = None
+    optimizer: Stored | None = None
+    metrics: tuple[MetricRecord, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    contract: int = CONTRACT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        document = asdict(self)
+        document["kind"] = self.kind.value
+        document["metrics"] = [record.to_json() for record in self.metrics]
+        return document
+
+
+def manifest_from_json(document: Mapping[str, Any]) -> Manifest:
+    """Read a manifest. Raises :class:`ContractError` for anything that is not one."""
+    values = dict(document)
+    if values.get("contract") != CONTRACT_VERSION:
+        raise ContractError(f"manifest of contract {values.get('contract')!r}, this portal speaks {CONTRACT_VERSION}")
+    try:
+        manifest = Manifest(
+            kind=Kind(values.pop("kind")),
+            update=_stored(values.pop("update", None)),
+            optimizer=_stored(values.pop("optimizer", None)),
+            metrics=tuple(metric_from_json(record) for record in values.pop("metrics", ())),
+            **values,
+        )
+    except ContractError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ContractError(f"manifest: {error}") from error
+    counts = (
+        manifest.train_cases,
+        manifest.validation_cases,
+        manifest.steps,
+        manifest.round,
+        manifest.attempt,
+        manifest.exit_code,
+    )
+    texts = (manifest.run, manifest.experiment, manifest.site, manifest.message)
+    if not all(is_int(count) and count >= 0 for count in counts) or not all(isinstance(text, str) for text in texts):
+        raise ContractError("manifest: a count or a name is not of its type")
+    if not all(isinstance(name, str) and is_number(value) for name, value in dict(manifest.seconds).items()):
+        raise ContractError("manifest: seconds are not numbers")
+    return manifest
+
+
+def _stored(values: Mapping[str, Any] | None) -> Stored | None:
+    if values is None:
+        return None
+    stored = Stored(**{**values, "etags": tuple(values.get("etags", ()))})
+    if not (is_int(stored.size) and stored.size > 0 and re.fullmatch(r"[0-9a-f]{64}", str(stored.sha256))):
+        raise ContractError("manifest: size or SHA-256 of an object is not valid")
+    return stored

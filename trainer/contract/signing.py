@@ -1,0 +1,61 @@
+"""Canonical JSON, signatures, and the keys derived from the portal's secret."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from trainer.contract.checks import ContractError
+
+MAX_JSON_BYTES = 32 * 1024 * 1024
+"""No spec or manifest is larger; a reader refuses more before it parses."""
+
+
+def canonical_json(document: Any) -> bytes:
+    """Encode so that equal documents have equal bytes. Raises ``ValueError`` for NaN and infinity."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+
+
+def attempt_key(secret: bytes, run: str) -> str:
+    """Derive the key of an attempt (hex) from the portal's secret: nothing to store, nothing to lose."""
+    return hmac.new(secret, f"attempt:{run}".encode(), hashlib.sha256).hexdigest()
+
+
+def metrics_token(key: str) -> str:
+    """Token with which an attempt posts its metric records; derived, so that it is not the signing key."""
+    return hmac.new(bytes.fromhex(key), b"metrics", hashlib.sha256).hexdigest()
+
+
+def signed(document: Mapping[str, Any], key: str) -> bytes:
+    """Return ``{"document": …, "hmac": …}`` as JSON bytes, authenticated under ``key`` (hex)."""
+    body = dict(document)
+    return canonical_json({"document": body, "hmac": _mac(body, key)})
+
+
+def verified(data: bytes, key: str) -> dict[str, Any]:
+    """Return the document of :func:`signed` bytes. Raises :class:`ContractError` when it was not signed with ``key``."""
+    if len(data) > MAX_JSON_BYTES:
+        raise ContractError(f"document of {len(data)} bytes is too large")
+    try:
+        envelope = json.loads(data)
+        document, mac = envelope["document"], envelope["hmac"]
+        genuine = isinstance(document, dict) and isinstance(mac, str) and hmac.compare_digest(_mac(document, key), mac)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ContractError("document is not signed JSON") from error
+    if not genuine:
+        raise ContractError("document has a wrong signature")
+    return document
+
+
+def sha256_of(chunks: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _mac(document: Mapping[str, Any], key: str) -> str:
+    return hmac.new(bytes.fromhex(key), canonical_json(document), hashlib.sha256).hexdigest()
