@@ -83,7 +83,9 @@ class Weed:
     @property
     def pid(self) -> int | None:
         """Process id of the running server of this folder, else ``None``."""
-        if self._process is not None and self._process.poll() is not None:
+        if self._process is not None:
+            if self._process.poll() is None:
+                return self._process.pid
             self._process = None
         try:
             pid = int((self.folder / "weed.pid").read_text())
@@ -167,10 +169,6 @@ class Weed:
                 start_new_session=not self._dies_with_parent,
             )
         _write_secret(self.folder / "weed.pid", str(self._process.pid))
-        # Between fork and exec the arguments are not yet weed's: wait until ``pid`` can see it.
-        end = time.monotonic() + 5
-        while self.pid is None and self._process is not None and time.monotonic() < end:
-            time.sleep(0.01)
 
     def _command(self, configuration: Path) -> Sequence[str]:
         beside = Path(sys.executable).parent / "weed"
