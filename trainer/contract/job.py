@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.contract.checks import ContractError
 from trainer.contract.names import run_name
 from trainer.contract.plan import TrainingPlan, plan_from_json
 
 CONTRACT_VERSION = 1
+
+T = TypeVar("T")
 
 
 class Kind(StrEnum):
@@ -77,15 +79,19 @@ def spec_from_json(document: Mapping[str, Any]) -> JobSpec:
             f"job of contract {values.get('contract')!r}, this trainer speaks {CONTRACT_VERSION}: update one of them"
         )
     try:
-        puts = {name: _put(values.pop(name, None)) for name in ("manifest", "log", "update", "optimizer_out")}
-        fetches = {name: _fetch(values.pop(name, None)) for name in ("model", "optimizer_in")}
         spec = JobSpec(
-            kind=Kind(values.pop("kind")), plan=plan_from_json(values.pop("plan")), **puts, **fetches, **values
+            kind=Kind(values.pop("kind")),
+            plan=plan_from_json(values.pop("plan")),
+            model=_fetch(values.pop("model")),
+            manifest=_put(values.pop("manifest")),
+            log=_put(values.pop("log")),
+            update=_optional(_put, values.pop("update", None)),
+            optimizer_in=_optional(_fetch, values.pop("optimizer_in", None)),
+            optimizer_out=_optional(_put, values.pop("optimizer_out", None)),
+            **values,
         )
         if spec.run != run_name(experiment=spec.experiment, round=spec.round, site=spec.site, attempt=spec.attempt):
             raise ContractError("job: its run name does not match its experiment, round, site and attempt")
-        if spec.model is None or spec.manifest is None or spec.log is None:
-            raise ContractError("job: model, manifest and log are needed")
         if spec.kind is Kind.TRAIN and spec.update is None:
             raise ContractError("job: a training needs a place for its update")
         return spec
@@ -111,9 +117,13 @@ class LaunchTicket:
         return asdict(self)
 
 
-def _put(values: Mapping[str, Any] | None) -> Put | None:
-    return None if values is None else Put(**{**values, "part_urls": tuple(values.get("part_urls", ()))})
+def _put(values: Mapping[str, Any]) -> Put:
+    return Put(**{**values, "part_urls": tuple(values.get("part_urls", ()))})
 
 
-def _fetch(values: Mapping[str, Any] | None) -> Fetch | None:
-    return None if values is None else Fetch(**values)
+def _fetch(values: Mapping[str, Any]) -> Fetch:
+    return Fetch(**values)
+
+
+def _optional(read: Callable[[Mapping[str, Any]], T], values: Mapping[str, Any] | None) -> T | None:
+    return None if values is None else read(values)

@@ -47,7 +47,7 @@ def verified(data: bytes, key: str) -> dict[str, Any]:
         raise ContractError("document is not signed JSON") from error
     if not genuine:
         raise ContractError("document has a wrong signature")
-    return document
+    return dict(document)
 
 
 def sha256_of(chunks: Iterable[bytes]) -> str:
