@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +133,44 @@ def _write(
 
 
 def _each(cases: Sequence[Case], workers: int) -> None:
+    """Write ``cases`` with several processes, each with a fixed share of them.
+
+    No pool: when this process is killed, a pool's workers would wait for work for ever and hold the lock, while
+    these finish their share within seconds and the next run waits for that.
+    """
     workers = min(workers or len(os.sched_getaffinity(0)), len(cases))
     # A daemonic process (a warm server's child) may have no children: it works alone.
     if workers < 2 or multiprocessing.current_process().daemon:
         for case in cases:
             write_case(case)
         return
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        pool.map(write_case, cases, chunksize=1)
+    fork = multiprocessing.get_context("fork")
+    ends = []
+    for i in range(workers):
+        reader, writer = fork.Pipe(duplex=False)
+        fork.Process(target=_share, args=(cases[i::workers], writer)).start()
+        writer.close()
+        ends.append(reader)
+    for error in [_last_word(reader) for reader in ends]:
+        if error is not None:
+            raise error
+
+
+def _share(cases: Sequence[Case], writer: Connection) -> None:
+    try:
+        for case in cases:
+            write_case(case)
+    except OSError as error:
+        writer.send(error)
+    else:
+        writer.send(None)
+
+
+def _last_word(reader: Connection) -> OSError | None:
+    try:
+        return reader.recv()
+    except EOFError:
+        return ChildProcessError("A process that generated cases ended before it was done.")
 
 
 def _description(cases: Sequence[Case], profile: Profile) -> dict[str, Any]:

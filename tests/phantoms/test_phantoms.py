@@ -1,0 +1,394 @@
+"""The generated demo data: layout, repeatability, what distinguishes the sites, and what is never touched."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from trainer.contract import Exit
+from trainer.phantoms import dataset, main, template
+from trainer.phantoms.anatomy import Frame, smooth_noise
+from trainer.phantoms.cohort import cohort, default_names
+from trainer.phantoms.dataset import DATASET, MARKER
+
+SMALL = ["--size", "24", "--train", "2", "--validation", "1"]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """Folder with the three sites of the demo, as ``make demo`` generates them."""
+    out = tmp_path_factory.mktemp("demo")
+    assert main(["--out", str(out)]) == Exit.OK
+    return out
+
+
+def described(folder: Path) -> dict:
+    return json.loads((folder / "dataset.json").read_text())
+
+
+def cases(folder: Path) -> list[tuple[nibabel.Nifti1Image, nibabel.Nifti1Image]]:
+    listed = described(folder)
+    return [
+        (nibabel.load(folder / case["image"]), nibabel.load(folder / case["label"]))
+        for case in listed["training"] + listed["validation"]
+    ]
+
+
+def label_volumes(folder: Path) -> list[np.ndarray]:
+    return [np.asarray(label.dataobj) for _, label in cases(folder)]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+# --- layout ---------------------------------------------------------------------------------------
+
+
+def test_dataset_json_has_the_keys_of_the_real_task(demo):
+    listed = described(demo / "a" / DATASET)
+    assert listed["modality"] == {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+    assert listed["labels"] == {
+        "0": "background",
+        "1": "edema",
+        "2": "non-enhancing tumor",
+        "3": "enhancing tumour",
+    }
+    assert listed["tensorImageSize"] == "4D"
+    assert (listed["numTraining"], listed["numValidation"], listed["numTest"]) == (8, 4, 0)
+    assert (len(listed["training"]), len(listed["validation"]), listed["test"]) == (8, 4, [])
+    assert {"name", "reference", "licence", "release"} <= set(listed)
+
+
+def test_the_description_says_that_nobody_was_ever_a_patient(demo):
+    listed = described(demo / "a" / DATASET)
+    assert "SYNTHETIC, not patients" in listed["description"]
+    assert "McConnell Brain Imaging Centre" in listed["licence"]
+
+
+@pytest.mark.parametrize("site", ["a", "b", "c"])
+def test_every_listed_file_is_there_and_no_other(demo, site):
+    folder = demo / site / DATASET
+    listed = described(folder)
+    named = {Path(file) for case in listed["training"] + listed["validation"] for file in case.values()}
+    assert {path.relative_to(folder) for path in folder.glob("*Tr/*")} == named
+    assert len(named) == 24
+
+
+def test_case_names_differ_between_sites_so_that_they_can_be_pooled(demo):
+    names = [path.name for path in demo.glob(f"*/{DATASET}/imagesTr/*")]
+    assert len(names) == len(set(names)) == 36
+
+
+@pytest.mark.parametrize("site", ["a", "b", "c"])
+def test_image_and_label_agree_in_shape_place_and_spacing(demo, site):
+    for image, label in cases(demo / site / DATASET):
+        assert image.shape == (40, 40, 40, 4)
+        assert label.shape == (40, 40, 40)
+        assert (image.get_data_dtype(), label.get_data_dtype()) == (np.int16, np.uint8)
+        np.testing.assert_allclose(image.header.get_zooms()[:3], 4.8)
+        np.testing.assert_array_equal(image.affine, label.affine)
+        np.testing.assert_allclose(image.header.get_qform(), image.header.get_sform(), atol=1e-4)
+        assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
+        assert image.header.get_xyzt_units()[0] == "mm"
+
+
+@pytest.mark.parametrize("site", ["a", "b", "c"])
+def test_background_is_exactly_zero_and_the_tumour_lies_in_the_brain(demo, site):
+    for image, label in cases(demo / site / DATASET):
+        voxels, tumour = np.asarray(image.dataobj), np.asarray(label.dataobj)
+        brain = voxels[..., 0] > 0
+        assert (voxels[brain] >= 1).all()
+        assert (voxels[~brain] == 0).all()
+        assert 0.1 < brain.mean() < 0.3
+        assert set(np.unique(tumour)) <= {0, 1, 2, 3}
+        assert {1} < set(np.unique(tumour)) - {0}
+        assert brain[tumour > 0].all()
+
+
+def test_the_whole_brain_is_in_the_picture(demo):
+    for site in ("a", "b", "c"):
+        for image, _ in cases(demo / site / DATASET):
+            brain = np.asarray(image.dataobj)[..., 0] > 0
+            # The template itself ends in the brainstem, so its lower face may touch the border.
+            faces = (brain[0], brain[-1], brain[:, 0], brain[:, -1], brain[..., -1])
+            assert max(face.sum() for face in faces) < 0.02 * 40 * 40
+
+
+def test_the_tissues_look_as_on_a_scanner(demo):
+    """Fluid is bright on T2 and dark on FLAIR; edema is bright on FLAIR; the rim takes up contrast agent."""
+    for image, label in cases(demo / "a" / DATASET):
+        flair, t1, t1gd, t2 = np.moveaxis(np.asarray(image.dataobj).astype(float), -1, 0)
+        tumour = np.asarray(label.dataobj)
+        healthy = (flair > 0) & (tumour == 0)
+        fluid = healthy & (t2 > np.percentile(t2[healthy], 99))
+        assert np.median(flair[fluid]) < np.median(flair[healthy])
+        assert np.median(t1[fluid]) < np.median(t1[healthy])
+        assert np.median(flair[tumour == 1]) > 1.3 * np.median(flair[healthy])
+        if (tumour == 3).any():
+            assert np.median(t1gd[tumour == 3]) > np.percentile(t1gd[healthy], 90)
+
+
+@pytest.mark.parametrize("site", ["a", "b", "c"])
+def test_the_tumour_can_be_learned(demo, site):
+    """The best FLAIR threshold of each case finds the whole tumour well: a network has something to learn."""
+
+    def best(flair: np.ndarray, whole: np.ndarray) -> float:
+        bright = (flair > t for t in np.percentile(flair[flair > 0], np.arange(60, 99.6, 0.5)))
+        return max(2 * (found & whole).sum() / (found.sum() + whole.sum()) for found in bright)
+
+    dice = [
+        best(np.asarray(image.dataobj)[..., 0], np.asarray(label.dataobj) > 0)
+        for image, label in cases(demo / site / DATASET)
+    ]
+    assert np.mean(dice) > 0.6
+    assert np.mean(dice) < 0.99  # nor is it painted on
+
+
+def test_some_tumours_do_not_enhance_and_most_do(demo):
+    enhancing = [(label == 3).any() for site in "abc" for label in label_volumes(demo / site / DATASET)]
+    assert 0.5 < np.mean(enhancing) < 1
+
+
+# --- the same again, byte for byte ----------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(tmp_path):
+    for out, workers in (("one", "1"), ("three", "3")):
+        assert main(["--out", str(tmp_path / out), *SMALL, "--workers", workers]) == Exit.OK
+    for site in "abc":
+        first, second = (digests(tmp_path / out / site) for out in ("one", "three"))
+        assert first == second
+        assert len(first) == 8
+
+
+def test_another_seed_gives_other_brains(tmp_path):
+    for seed in ("0", "1"):
+        assert main(["--out", str(tmp_path / seed), *SMALL, "--sites", "1", "--seed", seed]) == Exit.OK
+    first, second = (label_volumes(tmp_path / seed / "a" / DATASET) for seed in ("0", "1"))
+    assert not any(np.array_equal(a, b) for a in first for b in second)
+
+
+def test_a_site_alone_is_the_same_as_among_others(tmp_path):
+    assert main(["--out", str(tmp_path / "all"), *SMALL, "--sites", "5"]) == Exit.OK
+    assert main(["--out", str(tmp_path / "one"), *SMALL, "--sites", "5", "--only", "e"]) == Exit.OK
+    assert [path.name for path in (tmp_path / "one").iterdir() if not path.name.startswith(".")] == ["e"]
+    assert digests(tmp_path / "one" / "e") == digests(tmp_path / "all" / "e")
+
+
+def test_more_training_cases_leave_the_held_out_ones_as_they_were(tmp_path):
+    for count in ("1", "3"):
+        options = ["--sites", "1", "--size", "24", "--train", count, "--validation", "2"]
+        assert main(["--out", str(tmp_path / count), *options]) == Exit.OK
+    few, many = (label_volumes(tmp_path / count / "a" / DATASET) for count in ("1", "3"))
+    for a, b in zip(few[-2:], many[-2:], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# --- how sites differ -----------------------------------------------------------------------------
+
+
+def test_iid_sites_have_one_look_and_other_patients(tmp_path):
+    sites = cohort("iid", names=["x", "y"], train=2, validation=1, seed=0)
+    assert (sites[0].look, sites[0].tumours) == (sites[1].look, sites[1].tumours)
+    assert main(["--out", str(tmp_path), *SMALL, "--sites", "2", "--variant", "iid"]) == Exit.OK
+    a, b = (label_volumes(tmp_path / site / DATASET) for site in "ab")
+    assert not any(np.array_equal(x, y) for x in a for y in b)
+
+
+def test_scanners_differ_in_intensity_scale_and_tumour_size(demo):
+    def middle(site: str) -> float:
+        volumes = [np.asarray(image.dataobj) for image, _ in cases(demo / site / DATASET)]
+        return float(np.median([np.median(v[v > 0]) for v in volumes]))
+
+    def size(site: str) -> float:
+        return float(np.median([(label > 0).sum() for label in label_volumes(demo / site / DATASET)]))
+
+    assert 3 * middle("b") < 2 * middle("a") < middle("c")
+    assert size("b") < size("a") < size("c")
+
+
+def test_missing_subtypes_leave_one_site_without_enhancement_and_one_with_small_tumours_only(tmp_path):
+    options = ["--size", "32", "--train", "6", "--validation", "2", "--variant", "missing-subtypes"]
+    assert main(["--out", str(tmp_path), *options]) == Exit.OK
+    never, small, large = (label_volumes(tmp_path / site / DATASET) for site in "abc")
+    assert not any((label == 3).any() for label in never)
+    assert all((label == 3).any() for label in small + large)
+    assert max((label > 0).sum() for label in small) < min((label > 0).sum() for label in large)
+
+
+def test_unequal_sites_have_half_normal_and_double_the_training_cases(tmp_path):
+    options = ["--size", "16", "--train", "2", "--validation", "1", "--variant", "unequal"]
+    assert main(["--out", str(tmp_path), *options]) == Exit.OK
+    assert [described(tmp_path / site / DATASET)["numTraining"] for site in "abc"] == [1, 2, 4]
+    assert [described(tmp_path / site / DATASET)["numValidation"] for site in "abc"] == [1, 1, 1]
+
+
+def test_further_sites_get_scanners_of_their_own_from_the_seed():
+    sites = cohort("scanner", names=default_names(8), train=1, validation=1, seed=3)
+    assert len({site.look for site in sites}) == 8
+    assert sites == cohort("scanner", names=default_names(8), train=1, validation=1, seed=3)
+    assert sites[5].look != cohort("scanner", names=default_names(8), train=1, validation=1, seed=4)[5].look
+
+
+def test_default_names_do_not_end_with_the_alphabet():
+    assert default_names(28)[25:] == ["z", "site-27", "site-28"]
+
+
+def test_smooth_noise_fills_any_cube():
+    for size in (16, 33, 96):
+        field = smooth_noise(np.random.default_rng(0), 6, size)
+        assert field.shape == (size, size, size)
+        assert 0.1 < field.std() < 1.2
+        assert np.abs(np.diff(field, axis=0)).max() < 10 * 6 / size
+
+
+def test_the_frame_is_centred_on_the_origin():
+    frame = Frame(40)
+    corners = frame.affine() @ np.array([[0, 39], [0, 39], [0, 39], [1, 1]])
+    np.testing.assert_allclose(corners[:3, 0], -corners[:3, 1])
+    np.testing.assert_allclose(corners[:3, 0], frame.grid()[:, 0, 0, 0], atol=1e-5)
+
+
+# --- again, after an interruption, beside other people's data --------------------------------------
+
+
+def test_a_complete_dataset_is_left_alone(tmp_path, capsys):
+    assert main(["--out", str(tmp_path), *SMALL, "--sites", "1"]) == Exit.OK
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
+    capsys.readouterr()
+    assert main(["--out", str(tmp_path), *SMALL, "--sites", "1"]) == Exit.OK
+    assert "already there" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == before
+
+
+@pytest.mark.parametrize("damage", ["lost", "emptied", "marker"])
+def test_a_damaged_dataset_is_made_again(tmp_path, damage):
+    assert main(["--out", str(tmp_path), *SMALL, "--sites", "1"]) == Exit.OK
+    whole = digests(tmp_path / "a")
+    folder = tmp_path / "a" / DATASET
+    image = next(folder.glob("imagesTr/*"))
+    if damage == "lost":
+        image.unlink()
+    elif damage == "emptied":
+        image.write_bytes(b"")
+    else:
+        (folder / MARKER).write_text("{")
+    assert main(["--out", str(tmp_path), *SMALL, "--sites", "1"]) == Exit.OK
+    assert digests(tmp_path / "a") == whole
+
+
+def test_other_parameters_replace_what_was_generated(tmp_path):
+    assert main(["--out", str(tmp_path), *SMALL, "--sites", "1"]) == Exit.OK
+    assert main(["--out", str(tmp_path), *SMALL, "--sites", "1", "--size", "16"]) == Exit.OK
+    assert cases(tmp_path / "a" / DATASET)[0][1].shape == (16, 16, 16)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [DATASET]
+
+
+def test_a_killed_generator_leaves_nothing_half_done_and_the_next_one_finishes(tmp_path):
+    options = ["--sites", "1", "--size", "64", "--train", "6", "--validation", "1"]
+    command = [sys.executable, "-m", "trainer.phantoms", "--out", str(tmp_path / "killed"), *options, "--workers", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed").glob(".phantoms/build/labelsTr/*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "a").exists()
+
+    for out in ("killed", "whole"):
+        assert main(["--out", str(tmp_path / out), *options]) == Exit.OK
+    assert digests(tmp_path / "killed" / "a") == digests(tmp_path / "whole" / "a")
+
+
+def test_real_data_in_the_folder_is_never_touched(tmp_path, capsys):
+    real = tmp_path / "b" / DATASET
+    real.mkdir(parents=True)
+    (real / "dataset.json").write_text("{}")
+    assert main(["--out", str(tmp_path), *SMALL]) == Exit.NO_DATASET
+    assert "left alone" in capsys.readouterr().err
+    assert [path.name for path in real.iterdir()] == ["dataset.json"]
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_is_named_and_leaves_no_dataset(tmp_path, capsys, monkeypatch, workers):
+    def save(image, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(dataset.nibabel, "save", save)
+    assert main(["--out", str(tmp_path), *SMALL, "--workers", workers]) == Exit.DISK_FULL
+    assert "disk is full" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_worker_that_dies_is_noticed(tmp_path, capsys, monkeypatch):
+    def dies(case):
+        os._exit(9)
+
+    monkeypatch.setattr(dataset, "write_case", dies)
+    assert main(["--out", str(tmp_path), *SMALL, "--workers", "2"]) == Exit.UNEXPECTED
+    assert "ended before it was done" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_missing_template_says_what_to_install(tmp_path, capsys, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(template.importlib.metadata, "distribution", missing)
+    assert main(["--out", str(tmp_path), *SMALL]) == Exit.NO_DATASET
+    assert "requirements-demo.txt" in capsys.readouterr().err
+
+
+def test_neither_torch_nor_nilearn_is_imported(tmp_path):
+    """Their start-up would cost more than all the phantoms."""
+    code = (
+        "import sys; from trainer.phantoms import main; "
+        f"main(['--out', {str(tmp_path)!r}, '--sites', '1', '--size', '16', '--train', '1']); "
+        "sys.exit(', '.join({'torch', 'monai', 'nilearn', 'pandas'} & set(sys.modules)) or None)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--sites", "0"],
+        ["--size", "8"],
+        ["--size", "many"],
+        ["--train", "0"],
+        ["--seed", "-1"],
+        ["--variant", "other"],
+        ["--site-names", "a,b"],
+        ["--site-names", "a,b,b"],
+        ["--site-names", "a,b,../c"],
+        ["--site-names", "a,,c"],
+        ["--only", "nobody"],
+    ],
+)
+def test_wrong_usage_is_refused_before_anything_is_written(tmp_path, capsys, wrong):
+    with pytest.raises(SystemExit) as stop:
+        main(["--out", str(tmp_path / "out"), *wrong])
+    assert stop.value.code == 2
+    assert wrong[0].lstrip("-") in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
