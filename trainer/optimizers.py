@@ -28,9 +28,7 @@ def build(model: nn.Module, plan: Optimizer) -> torch.optim.Optimizer:
     match plan.name:
         case "adam" | "adamw":
             kind = torch.optim.Adam if plan.name == "adam" else torch.optim.AdamW
-            return kind(
-                parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay, amsgrad=plan.amsgrad, foreach=False
-            )
+            return kind(parameters, lr=plan.learning_rate, weight_decay=plan.weight_decay, amsgrad=plan.amsgrad)
         case "sgd":
             return torch.optim.SGD(
                 parameters,
@@ -38,7 +36,6 @@ def build(model: nn.Module, plan: Optimizer) -> torch.optim.Optimizer:
                 momentum=plan.momentum,
                 weight_decay=plan.weight_decay,
                 nesterov=plan.momentum > 0,
-                foreach=False,
             )
         case _:
             raise Fault(Exit.BAD_JOB, f"There is no optimizer {plan.name}.")
@@ -134,14 +131,19 @@ def kept_path(site: Site, experiment: str, round: int) -> Path:
 
 
 def tensors_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return the state as ``{"exp_avg.<parameter>": tensor, …}``; step counts become int64 scalars."""
+    """Return the state as ``{"exp_avg.<parameter>": tensor, …}``; step counts become int64 scalars.
+
+    A parameter that never had a gradient has zeros, so that every site sends the same keys.
+    """
     found = {}
     for name, parameter in model.named_parameters():
-        for entry, value in sorted(optimizer.state.get(parameter, {}).items()):
+        state = optimizer.state.get(parameter, {})
+        for entry in _entries(optimizer):
+            value = state.get(entry)
             if entry == "step":
-                found[f"step.{name}"] = torch.tensor(int(value), dtype=torch.int64)
-            elif isinstance(value, Tensor):
-                found[f"{entry}.{name}"] = value
+                found[f"step.{name}"] = torch.tensor(0 if value is None else int(value), dtype=torch.int64)
+            else:
+                found[f"{entry}.{name}"] = torch.zeros_like(parameter) if value is None else value
     return found
 
 

@@ -27,7 +27,9 @@ METADATA_KEY = "fedportal"
 def floating_buffers(model: nn.Module) -> list[str]:
     """Names of the floating-point entries of the state that are no parameters, in the state's order."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return [name for name, tensor in model.state_dict().items() if name not in parameters and tensor.is_floating_point()]
+    return [
+        name for name, tensor in model.state_dict().items() if name not in parameters and tensor.is_floating_point()
+    ]
 
 
 def save_model(path: Path, model: nn.Module, *, round: int) -> None:

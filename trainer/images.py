@@ -1,0 +1,109 @@
+"""Read a case from NIfTI and bring it into the form that every site and the downloaded bundle share.
+
+Channels in the task's order, axes to RAS, resampled to the plan's spacing, each channel normalised to mean 0 and
+deviation 1 over its voxels that are not zero. What is wrong with a file is told as a :class:`Fault` with its name.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import NormalizeIntensity, Orientation, Spacing
+from nibabel.filebasedimages import ImageFileError
+from torch import Tensor
+
+from trainer.cases import Case
+from trainer.contract import Exit
+from trainer.job import Fault
+
+AXES = "RAS"
+AXIS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
+UNREADABLE = (ImageFileError, OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How cases are prepared. ``order``: where each channel of the task lies in the file; ``labels``: the numbers
+    that may occur; ``spacing``: mm per voxel, ``None`` = as stored."""
+
+    order: tuple[int, ...]
+    labels: tuple[int, ...]
+    spacing: tuple[float, float, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_case(case: Case, recipe: Recipe) -> tuple[Tensor, Tensor, tuple[float, ...]]:
+    """Return image float32 [channel, x, y, z], label uint8 [x, y, z] and the spacing in mm.
+
+    Raises :class:`Fault` MISSING_FILE, UNREADABLE_IMAGE, WRONG_CHANNELS, NOT_FINITE, WRONG_LABEL, SHAPE_MISMATCH.
+    """
+    image = _image(case, recipe)
+    label = _label(case, recipe)
+    if image.shape[1:] != label.shape[1:]:
+        sizes = f"{'×'.join(map(str, image.shape[1:]))} and segmentation {'×'.join(map(str, label.shape[1:]))} voxels"
+        raise Fault(Exit.SHAPE_MISMATCH, f"Case {case.name}: image {sizes}.")
+    # the voxels of the pair belong together, even where the headers disagree by a rounding error
+    label.affine = image.affine
+    if recipe.spacing is not None:
+        image = Spacing(recipe.spacing, mode="bilinear")(image)
+        label = Spacing(recipe.spacing, mode="nearest")(label)
+    spacing = tuple(float(mm) for mm in image.pixdim)
+    normalised = NormalizeIntensity(nonzero=True, channel_wise=True)(image.as_tensor())
+    return normalised, label.as_tensor()[0].to(torch.uint8), spacing
+
+
+def _image(case: Case, recipe: Recipe) -> MetaTensor:
+    values, affine = _read(case.image, case)
+    if values.ndim == 3:
+        values = values[..., np.newaxis]
+    if values.ndim != 4 or values.shape[-1] != len(recipe.order):
+        found = values.shape[-1] if values.ndim == 4 else f"{values.ndim} dimensions"
+        raise Fault(Exit.WRONG_CHANNELS, f"Case {case.name}: found {found}, expected {len(recipe.order)}.")
+    if not np.isfinite(values).all():
+        raise Fault(Exit.NOT_FINITE, f"Case {case.name}: {case.image.name}.")
+    channels = np.moveaxis(values, -1, 0)[list(recipe.order)]
+    return _oriented(channels, affine, case.image, case)
+
+
+def _label(case: Case, recipe: Recipe) -> MetaTensor:
+    values, affine = _read(case.label, case)
+    if values.ndim == 4 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 3:
+        raise Fault(Exit.SHAPE_MISMATCH, f"Case {case.name}: the segmentation has {values.ndim} dimensions.")
+    known = np.isin(np.arange(256), recipe.labels)
+    with np.errstate(invalid="ignore"):
+        numbers = values.astype(np.uint8)
+    right = known[numbers] & (numbers == values)
+    if not right.all():
+        raise Fault(Exit.WRONG_LABEL, f"Case {case.name}: {case.label.name} contains {values[~right][0]:g}.")
+    return _oriented(values[np.newaxis], affine, case.label, case)
+
+
+def _read(path: Path, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Return values float32 and affine 4×4 of a NIfTI file."""
+    try:
+        file = nibabel.load(path)
+        return np.asarray(file.get_fdata(dtype=np.float32, caching="unchanged")), np.asarray(file.affine)
+    except FileNotFoundError as error:
+        raise Fault(Exit.MISSING_FILE, f"Case {case.name}: {path.name}.") from error
+    except UNREADABLE as error:
+        raise Fault(Exit.UNREADABLE_IMAGE, f"Case {case.name}: {path.name}.") from error
+
+
+def _oriented(values: np.ndarray, affine: np.ndarray, path: Path, case: Case) -> MetaTensor:
+    try:
+        meta = MetaTensor(torch.from_numpy(np.ascontiguousarray(values)), affine=torch.from_numpy(affine))
+        return Orientation(axcodes=AXES, labels=AXIS_LABELS)(meta)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise Fault(Exit.UNREADABLE_IMAGE, f"Case {case.name}: {path.name} has no valid orientation.") from error

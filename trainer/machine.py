@@ -1,0 +1,48 @@
+"""Settle a run's process on its machine: device, threads, precision, and arithmetic that repeats itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+import torch
+
+from trainer.contract import JobSpec
+from trainer.data import seed_for
+from trainer.job import Report, Site
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run computes. ``mixed``: float16 where it is safe, on a GPU."""
+
+    device: torch.device
+    threads: int
+    mixed: bool
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.float16) if self.mixed else contextlib.nullcontext()
+
+
+def settle(spec: JobSpec, *, site: Site, report: Report) -> Machine:
+    """Set this process's threads and seed and return its machine. Call it once, before the first tensor.
+
+    The plan may ask for fewer threads than the site allows, never for more. Sums depend on their order, so the same
+    result to the bit needs the same number of threads.
+    """
+    allowed = site.threads or os.cpu_count() or 1
+    threads = min(spec.plan.threads or allowed, allowed)
+    torch.set_num_threads(threads)
+    cuda = torch.cuda.is_available()
+    mixed = spec.plan.precision == "mixed"
+    if mixed and not cuda:
+        report.say("There is no GPU here: computing in float32 instead of mixed precision.")
+    if cuda:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    # warn only: 3D pooling and upsampling have no repeatable gradient on a GPU
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.manual_seed(seed_for(spec.plan.seed, spec.round, spec.site))
+    return Machine(torch.device("cuda" if cuda else "cpu"), threads, mixed and cuda)

@@ -1,0 +1,156 @@
+"""Train the global model on the site's cases for one round. Called by the exchange between pull and push.
+
+Order: settle the machine, prepare the cases, load the model, measure it as it came, train, measure again, write the
+update. The result depends on the plan's seed, the round and the site, not on the attempt or the run before.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from monai.data import ThreadBuffer
+from torch import nn
+
+from trainer import augmentation, losses, networks, optimizers, weights
+from trainer.cache import PreparedCase, prepare
+from trainer.cases import check_task, read_dataset
+from trainer.contract import UPDATE_NAME, Exit, JobSpec, MetricRecord, Phase
+from trainer.data import Batch, batches, seed_for, steps_per_epoch
+from trainer.evaluate import recipe_for, validate
+from trainer.failures import machine_faults
+from trainer.job import Fault, Outcome, Report, Site
+from trainer.machine import Machine, settle
+
+
+def train(spec: JobSpec, *, site: Site, run_dir: Path, model: Path, optimizer: Path | None, report: Report) -> Outcome:
+    """Train from the global model at ``model`` and write ``update.safetensors`` into ``run_dir``.
+
+    ``optimizer``: the averaged optimizer state, where the plan's treatment is *aggregate* and there is one yet.
+    Raises :class:`Fault` for all that can be said to a person.
+    """
+    plan = spec.plan
+    seconds: dict[str, float] = {}
+    with machine_faults():
+        machine = settle(spec, site=site, report=report)
+
+        clock = time.monotonic()
+        training, held_out = _cases(spec, site=site, machine=machine, report=report)
+        network = networks.build(plan.task, plan.network)
+        weights.load_model(model, network)
+        network.to(machine.device)
+        stepper = optimizers.build(network, plan.optimizer)
+        optimizers.restore(stepper, network, spec, site=site, sent=optimizer, report=report)
+        clock = _lap(seconds, "load", clock)
+
+        validate(network, held_out, spec, machine=machine, phase=Phase.INCOMING, report=report)
+        clock = _lap(seconds, "validate_incoming", clock)
+
+        steps = fit(network, stepper, training, spec, machine=machine, report=report)
+        update = run_dir / UPDATE_NAME
+        weights.save_model(update, network, round=spec.round)
+        kept = optimizers.preserve(stepper, network, spec, site=site, run_dir=run_dir)
+        clock = _lap(seconds, "train", clock)
+
+        if plan.validation.local:
+            validate(
+                network, held_out, spec, machine=machine, phase=Phase.LOCAL, step=steps, progress=1.0, report=report
+            )
+            _lap(seconds, "validate_local", clock)
+        return Outcome(
+            train_cases=len(training),
+            validation_cases=len(held_out),
+            steps=steps,
+            update=update,
+            optimizer=kept,
+            seconds=seconds,
+        )
+
+
+def fit(
+    network: nn.Module,
+    stepper: torch.optim.Optimizer,
+    cases: Sequence[PreparedCase],
+    spec: JobSpec,
+    *,
+    machine: Machine,
+    report: Report,
+) -> int:
+    """Run the round's local epochs, reporting the loss of every step; return the number of optimizer steps.
+
+    Raises :class:`Fault` DIVERGED as soon as a loss, or in the end a weight, is not finite.
+    """
+    plan = spec.plan
+    augment = augmentation.build(plan.augmentation)
+    loss_of = losses.build(plan.loss)
+    scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.mixed)
+    total = plan.local_epochs * steps_per_epoch(len(cases), plan)
+    step = 0
+    network.train()
+    for epoch in range(plan.local_epochs):
+        seed = seed_for(plan.seed, spec.round, spec.site, epoch)
+        summed, samples = 0.0, 0
+        for batch in _ahead(batches(cases, plan, augment=augment, seed=seed), machine):
+            # the middle of the step: a warm-up's first step is not wasted on a rate of 0
+            rate = optimizers.learning_rate(plan, round=spec.round, progress=(step + 0.5) / total)
+            optimizers.set_learning_rate(stepper, rate)
+            stepper.zero_grad(set_to_none=True)
+            with machine.autocast():
+                logits = network(batch.image.to(machine.device, non_blocking=True))
+            loss = loss_of(logits.float(), batch.target.to(machine.device, non_blocking=True))
+            value = loss.item()
+            if not math.isfinite(value):
+                raise Fault(Exit.DIVERGED, f"Epoch {epoch + 1}, step {step + 1} of {total}.")
+            scaler.scale(loss).backward()
+            scaler.step(stepper)
+            scaler.update()
+            step += 1
+            summed, samples = summed + value * len(batch.image), samples + len(batch.image)
+            report.metric(_record("loss", value, step, step / total, len(batch.image)))
+        report.metric(_record("epoch_loss", summed / samples, step, step / total, len(cases)))
+        report.metric(_record("learning_rate", rate, step, step / total, len(cases)))
+        report.say(
+            f"Epoch {epoch + 1} of {plan.local_epochs}: loss {summed / samples:.4f}.",
+            epoch=epoch + 1,
+            loss=summed / samples,
+        )
+    if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
+        raise Fault(Exit.DIVERGED, "The weights are not finite.")
+    return step
+
+
+def _cases(
+    spec: JobSpec, *, site: Site, machine: Machine, report: Report
+) -> tuple[tuple[PreparedCase, ...], tuple[PreparedCase, ...]]:
+    """Return (training, held-out) cases. Raises :class:`Fault` NO_CASES or EMPTY_MASK beside what reading finds."""
+    dataset = read_dataset(site.data_root, spec.dataset)
+    recipe = recipe_for(spec, check_task(dataset, spec.plan.task))
+    if not dataset.training or not dataset.validation:
+        missing = "validate with" if dataset.training else "train on"
+        raise Fault(Exit.NO_CASES, f"There is no case to {missing}.")
+    cases = prepare(
+        dataset.training + dataset.validation, recipe, cache=site.cache, threads=machine.threads, report=report
+    )
+    training, held_out = cases[: len(dataset.training)], cases[len(dataset.training) :]
+    if not any(len(case.foreground) for case in training):
+        raise Fault(Exit.EMPTY_MASK)
+    return training, held_out
+
+
+def _ahead(made: Iterable[Batch], machine: Machine) -> Iterable[Batch]:
+    """Make the next batches while a GPU is busy; on a CPU that would only take its cores."""
+    return ThreadBuffer(made, buffer_size=2) if machine.device.type == "cuda" else made
+
+
+def _record(name: str, value: float, step: int, progress: float, cases: int) -> MetricRecord:
+    return MetricRecord(Phase.TRAIN, name, value, "", step, progress, cases, time.time())
+
+
+def _lap(seconds: dict[str, float], name: str, since: float) -> float:
+    """Note how long a part took; return when it ended."""
+    now = time.monotonic()
+    seconds[name] = now - since
+    return now
