@@ -153,6 +153,8 @@ SPECTACULAR_SETTINGS = {
 
 # --- static files -----------------------------------------------------------------------------------
 STATIC_URL = "static/"
+STATIC_FROM_SOURCE = env.bool("FEDPORTAL_STATIC_FROM_SOURCE", default=DEBUG)
+"""Serve static files from where they lie, without ``collectstatic``: development and demo."""
 STATIC_ROOT = BASE_DIR / "staticfiles"
 STATICFILES_DIRS = [BASE_DIR / "static"]
 STATICFILES_FINDERS = [
@@ -164,11 +166,11 @@ STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {
         "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
-        if DEBUG
+        if STATIC_FROM_SOURCE
         else "whitenoise.storage.CompressedManifestStaticFilesStorage"
     },
 }
-WHITENOISE_USE_FINDERS = DEBUG
+WHITENOISE_USE_FINDERS = STATIC_FROM_SOURCE
 LANGUAGE_CODE = "en-gb"
 USE_TZ = True
 TIME_ZONE = "UTC"

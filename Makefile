@@ -1,0 +1,51 @@
+# Everything starts here. `make demo` and `make test` do all the set-up that a fresh machine needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo clean-demo test check browser screenshots help
+
+help:
+	@echo "make demo        portal, object store, three hospitals and the reference experiment, running live"
+	@echo "make clean-demo  remove all that the demo made"
+	@echo "make test        every test, those in a real browser too"
+	@echo "make check       the house checks: lint, format, imports, types, migrations, deployment"
+
+$(VENV)/.runtime: requirements.txt requirements-demo.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedportal needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: $(VENV)/.runtime
+	@$(BIN)/python -m fedportal.demo $(ARGS)
+
+clean-demo:
+	rm -rf .demo
+
+# The browser tests drive a real Chromium; on Debian and its kin it is installed here when it is missing.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	  { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium; } || \
+	  { echo "The browser tests need Chromium: install it, e.g. sudo apt-get install chromium" >&2; exit 1; }
+
+test: $(VENV)/.dev browser check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	DEBUG=1 $(BIN)/python manage.py makemigrations --check --dry-run
+	SECRET_KEY=$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(60))') FEDPORTAL_S3_SECRET_KEY=check \
+	  FEDPORTAL_KEYS=$$($(BIN)/python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())') \
+	  $(BIN)/python manage.py check --deploy --fail-level WARNING

@@ -1,0 +1,178 @@
+"""``python -m fedportal.demo``: start (or go on with) the demo. ``make demo`` calls it.
+
+Order matters for the newcomer's patience: the object store, the warm trainer and the demo data take the longest,
+so they start first and side by side; the portal answers as soon as its database is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import NoReturn
+
+from fedportal.demo.processes import Processes
+from fedportal.demo.state import HOST, DemoError, DemoState
+
+ROOT = Path(__file__).resolve().parents[2]
+HOSPITALS = (
+    ("linden", "Linden Hospital", "Lindenau"),
+    ("seeblick", "Seeblick Clinic", "Seeblick"),
+    ("altberg", "Altberg University Hospital", "Altberg"),
+    ("birkenau", "Birkenau Hospital", "Birkenau"),
+    ("nordhaven", "Nordhaven Clinic", "Nordhaven"),
+    ("rosenfeld", "Rosenfeld Hospital", "Rosenfeld"),
+    ("steinbach", "Steinbach Clinic", "Steinbach"),
+    ("waldsee", "Waldsee University Hospital", "Waldsee"),
+)
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__.split("\n")[0])
+    parser.add_argument("--sites", type=int, default=3, help="number of demo hospitals, 2 to 8 (default 3)")
+    parser.add_argument("--rounds", type=int, default=12, help="rounds of the reference experiment (default 12)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data and training (default 0)")
+    parser.add_argument("--port", type=int, help="port of the portal (default 8000 or the next free one)")
+    parser.add_argument(
+        "--headless", action="store_true", help="for scripts: no greeting, only the JSON summary on stdout"
+    )
+    parser.add_argument("--exit", action="store_true", help="stop everything once the experiment has ended")
+    parser.add_argument("--state", type=Path, default=ROOT / ".demo", help="folder for all that the demo makes")
+    options = parser.parse_args(argv)
+    if not 2 <= options.sites <= len(HOSPITALS):
+        parser.error(f"--sites: 2 to {len(HOSPITALS)}")
+    if not 1 <= options.rounds <= 10_000:
+        parser.error("--rounds: 1 to 10000")
+    if not 0 <= options.seed < 2**31:
+        parser.error("--seed: 0 to 2147483647")
+    return options
+
+
+def main(argv: list[str]) -> int:
+    options = arguments(argv)
+    say = print_to_stderr if options.headless else print
+    signal.signal(signal.SIGTERM, _interrupt)
+    state = DemoState(options.state)
+    processes = None
+    try:
+        state.lock()
+        values = state.remember(port=options.port)
+        environment = state.environment(values)
+        processes = Processes(logs=state.folder / "logs", environment=environment, cwd=ROOT)
+        return run(options, state, values, environment, processes, say)
+    except DemoError as error:
+        print_to_stderr(f"\n{error}")
+        return 1
+    except KeyboardInterrupt:
+        say("\nStopping. `make demo` goes on where this stops.")
+        return 130
+    finally:
+        if processes is not None:
+            processes.stop()
+        state.weed.kill()
+
+
+def run(options, state, values, environment, processes, say) -> int:
+    """Bring everything up, start the reference experiment, stay until it is told to stop."""
+    python = sys.executable
+    begun = time.monotonic()
+    say(f"Preparing the demo in {state.folder} …")
+    processes.start("trainer", [python, "-m", "trainer", "serve", "--socket", environment["FEDPORTAL_TRAINER_SOCKET"]])
+    hospitals = HOSPITALS[: options.sites]
+    slugs = ",".join(slug for slug, _name, _city in hospitals)
+    phantoms = processes.run(
+        "phantoms",
+        [python, "-m", "trainer", "phantoms", "--out", str(state.folder / "phantoms"), "--sites", str(options.sites)]
+        + ["--site-names", slugs, "--size", "40", "--train", "8", "--validation", "4", "--variant", "scanner"]
+        + ["--seed", str(options.seed)],
+    )
+    migrate = processes.run("migrate", [python, "manage.py", "migrate", "--no-input", "-v", "0"])
+    state.weed.start()
+    processes.finish("migrate", migrate)
+    port = values["port"]
+    processes.start("portal", [python, "-m", "daphne", "-b", HOST, "-p", str(port), "fedportal.asgi:application"])
+    processes.finish("phantoms", phantoms)
+    processes.start("orchestrator", [python, "manage.py", "orchestrate"])
+
+    os.environ.update(environment)
+    from fedportal.demo import portal  # Django needs the environment that was made just now
+
+    portal.set_up()
+    experiment = portal.prepare(
+        hospitals=hospitals, state=state, passwords=values["passwords"], rounds=options.rounds, seed=options.seed
+    )
+    address = f"http://{HOST}:{port}"
+    _wait_until_it_answers(f"{address}/ui/healthz/", processes)
+    answers_at = time.time()
+    portal.start(experiment)
+    if not options.headless:
+        greet(address, experiment.key, values["passwords"], time.monotonic() - begun)
+    return stay(options, portal, experiment, processes, say, answers_at)
+
+
+def stay(options, portal, experiment, processes, say, answers_at: float) -> int:
+    """Keep the processes alive; with ``--headless`` or ``--exit`` report when the experiment has ended."""
+    told = False
+    while True:
+        for name in processes.watch():
+            say(f"The {name} had stopped and was started again.")
+        if not told and portal.has_ended(experiment):
+            told = True
+            summary = portal.summary(experiment, answers_at=answers_at)
+            if options.headless:
+                sys.stdout.write(json.dumps(summary, indent=2) + "\n")
+                sys.stdout.flush()
+            else:
+                say(f"The experiment has ended: {summary['state']}. Global model: Dice {summary['final_dice']}.")
+            if options.exit:
+                return 0 if summary["state"] == "completed" else 1
+        time.sleep(0.5)
+
+
+def greet(address: str, key: str, passwords: dict[str, str], seconds: float) -> None:
+    width = max(len(name) for name in passwords)
+    people = "\n".join(f"    {name:<{width}}   {password}" for name, password in passwords.items())
+    print(
+        f"""
+  fedportal is running (ready after {seconds:.0f} s). Open
+
+    {address}/experiments/{key}/
+
+  and sign in as
+
+{people}
+
+  Ctrl-C stops it; `make demo` goes on where it stopped; `make clean-demo` removes it.
+"""
+    )
+
+
+def print_to_stderr(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _wait_until_it_answers(url: str, processes: Processes, timeout: float = 60) -> None:
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  (a loopback address of our own)
+                if answer.status == 200:
+                    return
+        except OSError:
+            if time.monotonic() > end:
+                raise DemoError(f"The portal does not answer:\n{processes.last_words('portal')}") from None
+        processes.watch()
+        time.sleep(0.1)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,108 @@
+"""What the demo remembers in its folder: secrets, ports, passwords. Enough to go on after any interruption."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import IO, Any
+
+from cryptography.fernet import Fernet
+
+from fedportal.connectors.weed import Weed
+
+HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+PEOPLE = ("researcher", "steward", "operator")
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says what to do."""
+
+
+class DemoState:
+    """The demo's folder. Everything below it may be deleted by ``make clean-demo``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        self._lock: IO[str] | None = None
+        self.weed = Weed(self.folder / "store", dies_with_parent=True)
+
+    def lock(self) -> None:
+        """Take the folder for this process. The lock ends with the process, however it ends."""
+        self._lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DemoError(f"A demo is already running in {self.folder}. Stop it with Ctrl-C first.") from error
+
+    def remember(self, *, port: int | None) -> dict[str, Any]:
+        """Return the remembered values, drawn at the first start; ``port`` overrides the one of last time."""
+        file = self.folder / "demo.json"
+        values = json.loads(file.read_text()) if file.exists() else {}
+        values.setdefault("secret_key", secrets.token_urlsafe(48))
+        values.setdefault("fernet_key", Fernet.generate_key().decode())
+        values.setdefault("passwords", {name: secrets.token_urlsafe(9) for name in PEOPLE})
+        values["port"] = self._port(port, values.get("port"))
+        temporary = file.with_suffix(".new")
+        temporary.touch(mode=0o600)
+        temporary.write_text(json.dumps(values, indent=2))
+        temporary.replace(file)
+        return values
+
+    def environment(self, values: dict[str, Any]) -> dict[str, str]:
+        """Return the environment that the portal, the orchestrator and the trainer run in."""
+        store = self.weed.credentials
+        return {
+            **os.environ,
+            "DEBUG": "0",
+            "DJANGO_SETTINGS_MODULE": "fedportal.settings",
+            "SECRET_KEY": values["secret_key"],
+            "FEDPORTAL_KEYS": values["fernet_key"],
+            "FEDPORTAL_STATE": str(self.folder / "portal"),
+            "FEDPORTAL_TRAINER_SOCKET": str(self.folder / "trainer.sock"),
+            "FEDPORTAL_HTTPS": "0",
+            "FEDPORTAL_STATIC_FROM_SOURCE": "1",
+            "FEDPORTAL_PUBLIC_URL": f"http://{HOST}:{values['port']}",
+            "FEDPORTAL_S3_ENDPOINT": self.weed.endpoint,
+            "FEDPORTAL_S3_ACCESS_KEY": store.access_key,
+            "FEDPORTAL_S3_SECRET_KEY": store.secret_key,
+            "FEDPORTAL_S3_BUCKET": self.weed.bucket,
+            "FEDPORTAL_S3_SECURE": "0",
+            # Three hospitals share this machine: one thread each, and no spinning at barriers.
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "PYTHONUNBUFFERED": "1",
+            "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
+        }
+
+    def data_root(self, slug: str) -> Path:
+        return self.folder / "hospitals" / slug / "data"
+
+    def work_dir(self, slug: str) -> Path:
+        return self.folder / "hospitals" / slug / "work"
+
+    def _port(self, wanted: int | None, last: int | None) -> int:
+        if wanted is not None:
+            if not _is_free(wanted):
+                raise DemoError(f'Port {wanted} is taken. Choose another one: make demo ARGS="--port {wanted + 10}"')
+            return wanted
+        for port in [last or DEFAULT_PORT, *range(DEFAULT_PORT, DEFAULT_PORT + 50)]:
+            if _is_free(port):
+                return port
+        raise DemoError('No free port from 8000 to 8049. Choose one: make demo ARGS="--port 9000"')
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
