@@ -36,7 +36,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.split("\n")[0])
     parser.add_argument("--sites", type=int, default=3, help="number of demo hospitals, 2 to 8 (default 3)")
     parser.add_argument("--rounds", type=int, default=12, help="rounds of the reference experiment (default 12)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of data and training (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default 0)")
     parser.add_argument("--port", type=int, help="port of the portal (default 8000 or the next free one)")
     parser.add_argument(
         "--headless", action="store_true", help="for scripts: no greeting, only the JSON summary on stdout"
@@ -84,12 +84,13 @@ def run(options, state, values, environment, processes, say) -> int:
     say(f"Preparing the demo in {state.folder} …")
     processes.start("trainer", [python, "-m", "trainer", "serve", "--socket", environment["FEDPORTAL_TRAINER_SOCKET"]])
     hospitals = HOSPITALS[: options.sites]
-    slugs = ",".join(slug for slug, _name, _city in hospitals)
     phantoms = processes.run(
         "phantoms",
-        [python, "-m", "trainer", "phantoms", "--out", str(state.folder / "phantoms"), "--sites", str(options.sites)]
-        + ["--site-names", slugs, "--size", "40", "--train", "8", "--validation", "4", "--variant", "scanner"]
-        + ["--seed", str(options.seed)],
+        [
+            *(python, "-m", "trainer", "phantoms", "--out", str(state.hospitals), "--variant", "scanner"),
+            *("--sites", str(options.sites), "--site-names", ",".join(slug for slug, _name, _city in hospitals)),
+            *("--size", "40", "--train", "8", "--validation", "4"),
+        ],
     )
     migrate = processes.run("migrate", [python, "manage.py", "migrate", "--no-input", "-v", "0"])
     state.weed.start()

@@ -94,5 +94,5 @@ class Processes:
                 stderr=log,
                 cwd=self._cwd,
                 env=dict(self._environment),
-                preexec_fn=die_with_parent,  # noqa: PLW1509  (the parent has one thread)
+                preexec_fn=die_with_parent,
             )

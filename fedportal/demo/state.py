@@ -81,11 +81,18 @@ class DemoState:
             "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
         }
 
-    def data_root(self, slug: str) -> Path:
-        return self.folder / "hospitals" / slug / "data"
+    @property
+    def hospitals(self) -> Path:
+        """Where the hospitals' data lie, a folder for each: ``hospitals/<slug>/<dataset>/``."""
+        return self.folder / "hospitals"
 
-    def work_dir(self, slug: str) -> Path:
-        return self.folder / "hospitals" / slug / "work"
+    def site_config(self, slug: str) -> dict[str, Any]:
+        """Return the settings of the ``local`` connector for one demo hospital."""
+        return {
+            "data_root": str(self.hospitals / slug),
+            "work_dir": str(self.folder / "work" / slug),
+            "threads": 1,
+        }
 
     def _port(self, wanted: int | None, last: int | None) -> int:
         if wanted is not None:
