@@ -1,0 +1,146 @@
+"""Judge one update before it may touch the global model: keys, shapes, formats, finite values, distance.
+
+An update is read once, in pieces, beside the global model it started from; neither is ever held whole.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedportal.aggregation.dtypes import Family, Float64s
+from fedportal.aggregation.errors import AggregationRefused, WeightsError, quoted
+from fedportal.aggregation.weights import Entry, Role, WeightsFile
+
+
+@dataclass(frozen=True)
+class Admission:
+    """The verdict on an update, with the reason as a sentence that names the key where it is not admitted.
+
+    ``norm``: Euclidean length of update − reference over the trained parameters (buffers and counters move at
+    scales of their own and are not in it). ``relative_norm``: the same as a share of the reference's own
+    length (of 1 where that is 0). ``cosine``: of update and reference, 1 = same direction. All 0 when the
+    verdict fell before they were known.
+    """
+
+    admitted: bool
+    reason: str = ""
+    norm: float = 0.0
+    relative_norm: float = 0.0
+    cosine: float = 0.0
+
+
+def admit(update: Path, reference: Path, *, max_relative_norm: float | None = None) -> Admission:
+    """Judge the update in a file against the global model that it was trained from.
+
+    A bad update is a verdict, not an error. Raises :class:`AggregationRefused` when the reference itself
+    is no usable model.
+    """
+    with _opened_reference(reference) as base:
+        try:
+            with WeightsFile(update) as weights:
+                return _verdict(weights, base, max_relative_norm)
+        except WeightsError as error:
+            return Admission(admitted=False, reason=error.reason)
+
+
+def _opened_reference(path: Path) -> WeightsFile:
+    try:
+        return WeightsFile(path)
+    except WeightsError as error:
+        raise AggregationRefused(f"The global model cannot be used: {error.reason}") from error
+
+
+@dataclass
+class _Sums:
+    """Sums over trained parameters: squared difference, squared update and reference, and their product."""
+
+    difference: float = 0.0
+    update: float = 0.0
+    reference: float = 0.0
+    product: float = 0.0
+
+    def add(self, other: _Sums) -> None:
+        self.difference += other.difference
+        self.update += other.update
+        self.reference += other.reference
+        self.product += other.product
+
+
+def _verdict(update: WeightsFile, reference: WeightsFile, max_relative_norm: float | None) -> Admission:
+    difference = reference.header.difference(update.header)
+    if difference:
+        return Admission(admitted=False, reason=difference)
+    total, furthest, furthest_key = _Sums(), -1.0, ""
+    for key, entry in reference.header.entries.items():
+        if entry.dtype.family is not Family.FLOAT:
+            if reference.header.role(entry) is Role.FLAG and not _same(update, reference, key):
+                return Admission(admitted=False, reason=f"{quoted(key)} is a fixed flag, but it was changed.")
+            continue
+        sums = _compared(update, reference, key)
+        if not math.isfinite(sums.update + sums.difference):
+            return Admission(admitted=False, reason=_not_finite(update, reference, entry))
+        if reference.header.role(entry) is Role.PARAMETER:
+            total.add(sums)
+            if sums.difference > furthest:
+                furthest, furthest_key = sums.difference, key
+    if not math.isfinite(total.update + total.difference):
+        return Admission(admitted=False, reason=f"{quoted(furthest_key)} holds values too large to be averaged.")
+    length = math.sqrt(total.reference)
+    norm = math.sqrt(total.difference)
+    relative = norm / (length or 1.0)
+    both = length * math.sqrt(total.update)
+    cosine = total.product / both if both else 0.0
+    reason = ""
+    if max_relative_norm is not None and relative > max_relative_norm:
+        reason = (
+            f"It is too far from the global model: {relative:.3g} times the model's own length, the limit is "
+            f"{max_relative_norm:.3g}. {quoted(furthest_key)} moved most."
+        )
+    return Admission(admitted=not reason, reason=reason, norm=norm, relative_norm=relative, cosine=cosine)
+
+
+def _compared(update: WeightsFile, reference: WeightsFile, key: str) -> _Sums:
+    sums = _Sums()
+    for new, old in zip(update.chunks(key), reference.chunks(key), strict=True):
+        with np.errstate(over="ignore", invalid="ignore"):
+            ours, theirs = old.astype(np.float64), new.astype(np.float64)
+            sums.update += _dot(theirs, theirs)
+            sums.reference += _dot(ours, ours)
+            sums.product += _dot(theirs, ours)
+            theirs -= ours
+            sums.difference += _dot(theirs, theirs)
+    return sums
+
+
+def _dot(left: Float64s, right: Float64s) -> float:
+    # Not np.dot: BLAS would start threads of its own, and their number would decide about the last bits.
+    return float(np.einsum("i,i->", left, right))
+
+
+def _not_finite(update: WeightsFile, reference: WeightsFile, entry: Entry) -> str:
+    """Say which value of an entry is to blame; the sums of squares are not finite."""
+    for weights, whose in ((reference, "global model"), (update, "update")):
+        first = 0
+        for chunk in weights.chunks(entry.key):
+            wrong = np.flatnonzero(~np.isfinite(chunk))
+            if wrong.size and whose == "global model":
+                raise AggregationRefused(f"The global model is not finite in {quoted(entry.key)}.")
+            if wrong.size:
+                return f"{quoted(entry.key)} is not finite: its value number {first + int(wrong[0]) + 1} is {chunk[wrong[0]]}."
+            first += chunk.size
+    return f"{quoted(entry.key)} holds values too large to be averaged."
+
+
+def _same(update: WeightsFile, reference: WeightsFile, key: str) -> bool:
+    pairs = zip(update.chunks(key), reference.chunks(key), strict=True)
+    return all(_equal(new, old) for new, old in pairs)
+
+
+def _equal(new: NDArray[Any], old: NDArray[Any]) -> bool:
+    return bool(np.array_equal(new, old))
