@@ -15,11 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import Exit, Region, Task
+from trainer.contract import Exit, Task, regions_for
 from trainer.job import Fault
-
-MAX_REGION_NAME = 40
-"""The contract refuses metric records of regions with longer names."""
 
 
 @dataclass(frozen=True)
@@ -110,31 +107,16 @@ def check_task(dataset: Dataset, task: Task) -> tuple[int, ...]:
 
 
 def task_of(document: Mapping[str, Any]) -> Task:
-    """Derive a task from a ``dataset.json`` document.
+    """Derive a task from a ``dataset.json`` document; regions as :func:`regions_for` makes them.
 
-    Brain tumours labelled as in Task01_BrainTumour (edema, non-enhancing tumour, enhancing tumour, whatever their
-    numbers) get the BraTS regions: whole tumour WT, tumour core TC, enhancing tumour ET. Every other dataset
-    gets one region per label. Raises ``ValueError`` where channels or labels are missing.
+    Raises ``KeyError`` or ``ValueError`` where channels or labels are missing.
     """
     labels = _labels(document)
-    numbers = {_folded(name).replace("tumour", "tumor"): number for number, name in labels.items()}
-    parts = ("edema", "non-enhancing tumor", "enhancing tumor")
-    if set(numbers) - {"background"} == set(parts):
-        edema, core, enhancing = (numbers[part] for part in parts)
-        regions = (
-            Region("WT", tuple(sorted((edema, core, enhancing)))),
-            Region("TC", tuple(sorted((core, enhancing)))),
-            Region("ET", (enhancing,)),
-        )
-    else:
-        regions = tuple(
-            Region(name[:MAX_REGION_NAME], (number,)) for number, name in sorted(labels.items()) if number != 0
-        )
     return Task(
         name=str(document.get("name") or "segmentation"),
         channels=_channels(document),
         labels=labels,
-        regions=regions,
+        regions=regions_for(labels),
     )
 
 

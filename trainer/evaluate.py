@@ -72,7 +72,7 @@ def validate(
             truth = regions_of(case.label, plan.task).to(machine.device)
             logits = predict(network, case.image.float(), plan, machine=machine)
             loss.append(float(loss_of(logits[None], truth[None].float())))
-            predicted = logits.sigmoid() > metrics.THRESHOLD
+            predicted = logits.sigmoid() >= metrics.THRESHOLD
             dice.append(metrics.dice(predicted, truth))
             if with_distance:
                 distance.append(metrics.hd95(predicted, truth, spacing=case.spacing))

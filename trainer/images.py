@@ -6,8 +6,6 @@ deviation 1 over its voxels that are not zero. What is wrong with a file is told
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,15 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import NormalizeIntensity, Orientation, Spacing
-from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
 from trainer.cases import Case
 from trainer.contract import Exit
+from trainer.headers import UNREADABLE
 from trainer.job import Fault
 
 AXES = "RAS"
 AXIS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
-UNREADABLE = (ImageFileError, OSError, EOFError, ValueError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True)

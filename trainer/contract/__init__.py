@@ -49,6 +49,7 @@ from trainer.contract.plan import (
     plan_from_json,
     plan_problems,
 )
+from trainer.contract.regions import regions_for
 from trainer.contract.report import Manifest, MetricRecord, Phase, Stored, manifest_from_json, metric_from_json
 from trainer.contract.signing import (
     MAX_JSON_BYTES,
@@ -106,6 +107,7 @@ __all__ = [
     "metrics_token",
     "plan_from_json",
     "plan_problems",
+    "regions_for",
     "round_prefix",
     "run_name",
     "server_state_key",
