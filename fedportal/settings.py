@@ -44,6 +44,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "whitenoise.runserver_nostatic",
     "django.contrib.staticfiles",
+    "django.forms",  # its widget templates, for the form renderer
     "rest_framework",
     "knox",
     "drf_spectacular",
@@ -69,7 +70,9 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "fedportal.ui.middleware.DomainErrorMiddleware",
 ]
+CSRF_FAILURE_VIEW = "fedportal.ui.views.csrf_failure"
 ROOT_URLCONF = "fedportal.urls"
 ASGI_APPLICATION = "fedportal.asgi.application"
 FORM_RENDERER = "fedportal.ui.forms.PortalRenderer"

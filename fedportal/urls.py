@@ -2,7 +2,7 @@
 
 from django.contrib import admin
 from django.urls import include, path
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 urlpatterns = [
     path("", include("fedportal.monitoring.urls")),
@@ -16,7 +16,7 @@ urlpatterns = [
     path("api/", include("fedportal.monitoring.api_urls")),
     path("api/", include("fedportal.accounts.api_urls")),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
-    path("api/docs/", SpectacularSwaggerView.as_view(url_name="schema"), name="api-docs"),
+    path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="api-docs"),
 ]
 handler403 = "fedportal.ui.views.forbidden"
 handler404 = "fedportal.ui.views.not_found"

@@ -10,9 +10,10 @@ from django.utils import timezone
 
 from fedportal.experiments.models import Experiment, Round, SiteRun
 from fedportal.experiments.states import ExperimentState, State
+from fedportal.ui.errors import DomainError
 
 
-class MoveRefused(Exception):
+class MoveRefused(DomainError):
     """The state does not allow this."""
 
     def __init__(self, row: Experiment | Round | SiteRun, to: State) -> None:
@@ -20,8 +21,8 @@ class MoveRefused(Exception):
         super().__init__(f"{row} is “{row.status.label}” and cannot become “{to.label}”.")
 
 
-class StaleClaim(Exception):
-    """Somebody else changed the experiment meanwhile; nothing was written."""
+class StaleClaim(DomainError):
+    """Somebody else changed the experiment meanwhile; nothing was written. Reload the page and look again."""
 
 
 def fence(experiment: Experiment, **fields: Any) -> None:

@@ -26,6 +26,11 @@ class Health(models.TextChoices):
     FAILING = "failing", "Has a problem"
     STALE = "stale", "Not heard from lately"
 
+    @property
+    def colour(self) -> str:
+        """One of ``quiet, good, warn, bad``, as the states of an experiment have it."""
+        return {"unknown": "quiet", "healthy": "good", "failing": "bad", "stale": "warn"}[self.value]
+
 
 class SiteQuerySet(models.QuerySet["Site"]):
     def active(self) -> SiteQuerySet:
@@ -33,6 +38,19 @@ class SiteQuerySet(models.QuerySet["Site"]):
 
     def stewarded_by(self, user: User) -> SiteQuerySet:
         return self.filter(stewards=user)
+
+    def with_last_check(self) -> SiteQuerySet:
+        """Fetch the newest check of every site along (``last_check``, ``health``): one query instead of one a site."""
+        return self.prefetch_related(models.Prefetch("checks", queryset=SiteCheck.objects.all()[:1]))
+
+    def with_counts(self) -> SiteQuerySet:
+        """Add ``dataset_count`` (available ones) and ``running_count`` (experiments under way)."""
+        under_way = models.Q(participations__experiment__started_at__isnull=False)
+        under_way &= models.Q(participations__experiment__ended_at=None)
+        return self.annotate(
+            dataset_count=models.Count("datasets", filter=models.Q(datasets__is_available=True), distinct=True),
+            running_count=models.Count("participations", filter=under_way, distinct=True),
+        )
 
 
 class Site(models.Model):
@@ -90,7 +108,17 @@ class Site(models.Model):
 
     @property
     def check_is_pending(self) -> bool:
+        """Whether a check is due that the orchestrator has not made yet."""
         return self.check_due_at is not None and self.check_due_at <= timezone.now()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the site takes part in an experiment that has started and is not over."""
+        return self.participations.filter(experiment__started_at__isnull=False, experiment__ended_at=None).exists()
+
+    def can_be_checked_by(self, user: User) -> bool:
+        """Operators and the site's own stewards may ask for a check."""
+        return user.is_operator or self.stewards.filter(pk=user.pk).exists()
 
     @property
     def health(self) -> Health:

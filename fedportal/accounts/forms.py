@@ -1,0 +1,34 @@
+"""Forms of sign-in and the own account."""
+
+from __future__ import annotations
+
+from django import forms
+from django.contrib.auth.forms import AuthenticationForm
+
+from fedportal.accounts.models import User
+
+
+class SignInForm(AuthenticationForm):
+    error_messages = {
+        "invalid_login": "User name and password do not match. Both are case-sensitive.",
+        "inactive": "This account is closed. Ask an operator of the portal.",
+    }
+
+
+class ProfileForm(forms.ModelForm):
+    class Meta:
+        model = User
+        fields = ["first_name", "last_name", "email"]
+        help_texts = {"email": "Where the portal's operators can reach you."}
+
+
+class TokenForm(forms.Form):
+    days = forms.TypedChoiceField(
+        label="Valid for",
+        choices=[("30", "30 days"), ("90", "90 days"), ("365", "One year"), ("", "Until I delete it")],
+        coerce=int,
+        empty_value=None,
+        required=False,
+        initial="90",
+        help_text="A token can do everything that you can do. Give it no longer life than it needs.",
+    )

@@ -1,0 +1,77 @@
+"""Pages of sign-in and the own account."""
+
+from __future__ import annotations
+
+from django.contrib import messages
+from django.contrib.auth import views as auth_views
+from django.contrib.messages.views import SuccessMessageMixin
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.urls import reverse_lazy
+from django.views.decorators.cache import never_cache
+from django.views.decorators.debug import sensitive_variables
+from django.views.decorators.http import require_http_methods, require_POST
+
+from fedportal.accounts import services
+from fedportal.accounts.forms import ProfileForm, SignInForm, TokenForm
+
+
+class SignIn(auth_views.LoginView):
+    template_name = "accounts/login.html"
+    authentication_form = SignInForm
+    redirect_authenticated_user = True
+
+
+class SignOut(auth_views.LogoutView):
+    """POST only."""
+
+
+class ChangePassword(SuccessMessageMixin, auth_views.PasswordChangeView):
+    template_name = "accounts/password.html"
+    success_url = reverse_lazy("accounts:profile")
+    success_message = "Your password is changed."
+
+
+def _profile_page(request: HttpRequest, **more: object) -> HttpResponse:
+    context = {
+        "form": ProfileForm(instance=request.user),
+        "token_form": TokenForm(),
+        "tokens": request.user.auth_token_set.order_by("-created"),
+        **more,
+    }
+    return render(request, "accounts/profile.html", context)
+
+
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def profile(request: HttpRequest) -> HttpResponse:
+    """Show and change one's own name, theme and tokens. The role is the operators' to change."""
+    if request.method != "POST":
+        return _profile_page(request)
+    form = ProfileForm(request.POST, instance=request.user)
+    if not form.is_valid():
+        request.user.refresh_from_db()
+        return _profile_page(request, form=form)
+    form.save()
+    messages.success(request, "Your profile is saved.")
+    return redirect("accounts:profile")
+
+
+@never_cache
+@sensitive_variables("secret")
+@require_POST
+def create_token(request: HttpRequest) -> HttpResponse:
+    """Create a token and show its secret in this one answer: it is stored nowhere, so not in a message either."""
+    form = TokenForm(request.POST)
+    if not form.is_valid():
+        return _profile_page(request, token_form=form)
+    token, secret = services.create_token(request.user, days=form.cleaned_data["days"])
+    return _profile_page(request, new_token=token, new_secret=secret)
+
+
+@require_POST
+def delete_token(request: HttpRequest, token_key: str) -> HttpResponse:
+    if not services.delete_token(request.user, token_key=token_key):
+        raise Http404
+    messages.success(request, "The token is deleted; programs that use it are refused from now on.")
+    return redirect("accounts:profile")

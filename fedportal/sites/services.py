@@ -1,0 +1,157 @@
+"""What is done with sites: register, update, check, retire. Called by pages, API, admin and the orchestrator."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from fedportal.accounts.models import User
+from fedportal.connectors.base import CheckReport, DatasetReport
+from fedportal.sites.models import Dataset, Site, SiteCheck
+from fedportal.ui.errors import DomainError
+
+CHECK_EVERY = timedelta(minutes=15)
+"""A site that is well is looked at this often."""
+CHECK_AGAIN = timedelta(minutes=2)
+"""A site with a problem is looked at sooner: somebody may be mending it."""
+KEEP_CHECKS = 200
+
+
+class SiteRetired(DomainError):
+    """This site is retired: it is no longer checked and takes part in nothing new."""
+
+
+class SiteBusy(DomainError):
+    """The site takes part in an experiment that is not over. Wait for its end or cancel it first."""
+
+
+def register(
+    *,
+    slug: str,
+    name: str,
+    connector: str,
+    config: dict[str, Any],
+    city: str = "",
+    contact: str = "",
+    secrets: dict[str, str] | None = None,
+    stewards: list[User] | None = None,
+) -> Site:
+    """Register a site; its first check is due at once. Raises ``ValidationError`` for refused values."""
+    site = Site(
+        slug=slug,
+        name=name,
+        city=city,
+        contact=contact,
+        connector=connector,
+        config=config,
+        secrets=secrets or {},
+        check_due_at=timezone.now(),
+    )
+    site.full_clean()
+    with transaction.atomic():
+        site.save()
+        site.stewards.set(stewards or [])
+    return site
+
+
+def update(
+    site: Site, *, stewards: list[User] | None = None, secrets: dict[str, str] | None = None, **fields: Any
+) -> Site:
+    """Change a site and have it checked anew. ``secrets`` are merged over the stored ones; the slug never changes."""
+    if "slug" in fields and fields["slug"] != site.slug:
+        raise DomainError("The short name of a site cannot change: run names and object keys are made of it.")
+    for name, value in fields.items():
+        setattr(site, name, value)
+    if secrets:
+        site.secrets = {**site.secrets, **secrets}
+    if not site.is_retired:
+        site.check_due_at = timezone.now()
+    site.full_clean()
+    with transaction.atomic():
+        site.save()
+        if stewards is not None:
+            site.stewards.set(stewards)
+    return site
+
+
+def request_check(site: Site) -> None:
+    """Ask the orchestrator to check the site now. Asking twice is asking once."""
+    if site.is_retired:
+        raise SiteRetired
+    site.check_due_at = timezone.now()
+    site.save(update_fields=["check_due_at"])
+
+
+@transaction.atomic
+def record_check(site: Site, report: CheckReport) -> SiteCheck:
+    """Store what the orchestrator's health loop found at a site, and say when to look again.
+
+    Datasets are matched by name: new ones appear, known ones are brought up to date, and ones that an intact check no
+    longer finds become unavailable (their rows stay, experiments refer to them). A failed check says nothing about
+    the datasets. Only the columns named here are written: a form that is saved meanwhile loses nothing.
+    """
+    now = timezone.now()
+    check = SiteCheck.objects.create(
+        site=site,
+        at=now,
+        ok=report.ok,
+        steps=[asdict(step) for step in report.steps],
+        version=report.version[:80],
+        facts=report.facts,
+        seconds=sum(step.seconds for step in report.steps),
+    )
+    for found in report.datasets:
+        _store_dataset(site, found, now)
+    if report.ok:
+        site.last_contact_at = now
+        site.datasets.exclude(name__in=[found.name for found in report.datasets]).update(is_available=False)
+    due = Site.objects.values_list("check_due_at", flat=True).get(pk=site.pk)
+    asked_meanwhile = due is not None and due != site.check_due_at and due <= now
+    if not asked_meanwhile:
+        due = None if site.is_retired else now + (CHECK_EVERY if report.ok else CHECK_AGAIN)
+    site.check_due_at = due
+    site.save(update_fields=["last_contact_at", "check_due_at"])
+    outdated = site.checks.values_list("pk", flat=True)[KEEP_CHECKS:]
+    site.checks.filter(pk__in=list(outdated)).delete()
+    return check
+
+
+def _store_dataset(site: Site, found: DatasetReport, now: Any) -> None:
+    Dataset.objects.update_or_create(
+        site=site,
+        name=found.name,
+        defaults={
+            "title": found.title[:200],
+            "train_cases": found.train_cases,
+            "validation_cases": found.validation_cases,
+            "channels": list(found.channels),
+            "labels": {str(number): label for number, label in found.labels.items()},
+            "spacing": list(found.spacing),
+            "shape": list(found.shape),
+            "problems": list(found.problems),
+            "seen_at": now,
+            "is_available": True,
+        },
+    )
+
+
+def retire(site: Site) -> None:
+    """Take a site out of use. Its history stays; it is not checked any more and no experiment can choose it."""
+    if site.is_retired:
+        raise SiteRetired
+    if site.is_busy:
+        raise SiteBusy
+    site.retired_at = timezone.now()
+    site.check_due_at = None
+    site.save(update_fields=["retired_at", "check_due_at"])
+
+
+def reinstate(site: Site) -> None:
+    """Take a retired site back into use; it is checked at once."""
+    site.retired_at = None
+    site.check_due_at = timezone.now()
+    site.save(update_fields=["retired_at", "check_due_at"])

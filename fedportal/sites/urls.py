@@ -1,0 +1,16 @@
+"""Addresses of the sites, under ``/sites/``."""
+
+from django.urls import path
+
+from fedportal.sites import views
+
+app_name = "sites"
+urlpatterns = [
+    path("", views.SiteList.as_view(), name="list"),
+    path("register/", views.SiteCreate.as_view(), name="create"),
+    path("<slug:slug>/", views.SiteDetail.as_view(), name="detail"),
+    path("<slug:slug>/edit/", views.SiteUpdate.as_view(), name="edit"),
+    path("<slug:slug>/check/", views.request_check, name="check"),
+    path("<slug:slug>/retire/", views.retire, name="retire"),
+    path("<slug:slug>/reinstate/", views.reinstate, name="reinstate"),
+]

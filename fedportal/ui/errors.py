@@ -1,0 +1,110 @@
+"""The one place where errors become words: a message on a page, a problem document (RFC 9457) in the API.
+
+Three families. *Domain* errors subclass :class:`DomainError`: the docstring is the default message. *Store* errors come
+from the object store. *Everything else* is a bug: logged with its traceback under a reference that the person sees.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from http import HTTPStatus
+from typing import Any
+
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.http import url_has_allowed_host_and_scheme
+from rest_framework import exceptions
+from rest_framework.response import Response
+from rest_framework.views import exception_handler
+
+from fedportal.connectors.errors import StoreError, StoreUnreachable
+
+logger = logging.getLogger(__name__)
+
+
+class DomainError(Exception):
+    """This is not possible at the moment."""
+
+    status = HTTPStatus.CONFLICT
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+def new_reference() -> str:
+    """Return six letters and digits that lead from what a person saw to the line in the log."""
+    return secrets.token_hex(3)
+
+
+def _known(error: Exception) -> tuple[HTTPStatus, str] | None:
+    """Return status and text for people of an expected error, ``None`` of a bug."""
+    if isinstance(error, DomainError):
+        return error.status, error.message
+    if isinstance(error, StoreUnreachable):
+        return HTTPStatus.SERVICE_UNAVAILABLE, "The object store does not answer at the moment. Try again in a minute."
+    if isinstance(error, StoreError):
+        return HTTPStatus.NOT_FOUND, f"The object store cannot give this out: {error}"
+    return None
+
+
+def page_response(request: HttpRequest, error: Exception) -> HttpResponse | None:
+    """Answer an expected error on a page, or return ``None``.
+
+    After a POST the person goes back to where the button was and reads the message there; a GET gets an error page.
+    """
+    known = _known(error)
+    if known is None:
+        return None
+    status, text = known
+    if request.method == "GET":
+        context = {"title": status.phrase, "text": text}
+        return render(request, "errors/refused.html", context, status=status)
+    messages.error(request, text)
+    back = request.META.get("HTTP_REFERER", "")
+    safe = url_has_allowed_host_and_scheme(back, {request.get_host()}, require_https=request.is_secure())
+    return redirect(back if safe else "/")
+
+
+def problem(status: HTTPStatus, detail: str, **more: Any) -> Response:
+    """Return a problem document; ``more`` are extension members such as ``errors`` or ``reference``."""
+    body = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail, **more}
+    return Response(body, status=status, content_type="application/problem+json")
+
+
+def api_exception_handler(error: Exception, context: dict[str, Any]) -> Response:
+    """DRF's exception handler: every error of the API leaves as ``application/problem+json``.
+
+    Refused input carries ``errors``: field name → list of sentences.
+    """
+    known = _known(error)
+    if known is not None:
+        return problem(*known)
+    if isinstance(error, Http404):
+        error = exceptions.NotFound()
+    elif isinstance(error, PermissionDenied):
+        error = exceptions.PermissionDenied(str(error) or None)
+    plain = exception_handler(error, context)
+    if plain is None:
+        reference = new_reference()
+        request = context["request"]
+        logger.exception("reference %s: %s %s failed", reference, request.method, request.path, exc_info=error)
+        return problem(
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            f"Something went wrong in the portal (reference {reference}).",
+            reference=reference,
+        )
+    if isinstance(error, exceptions.ValidationError):
+        response = problem(HTTPStatus.BAD_REQUEST, "The input was refused.", errors=plain.data)
+    else:
+        response = problem(HTTPStatus(plain.status_code), str(error.detail))
+    for name in ("WWW-Authenticate", "Retry-After"):
+        if name in plain.headers:
+            response.headers[name] = plain.headers[name]
+    return response

@@ -1,0 +1,79 @@
+"""Error pages, the theme switch, the health probe and the gallery of components."""
+
+from __future__ import annotations
+
+import logging
+
+from django.conf import settings
+from django.contrib.auth.decorators import login_not_required
+from django.db import DatabaseError, connection
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import redirect, render
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_POST, require_safe
+
+from fedportal.ui.errors import new_reference
+from fedportal.ui.gallery import GalleryForm, gallery_context
+from fedportal.ui.permissions import operator_required
+from fedportal.ui.theme import COOKIE, THEMES
+
+logger = logging.getLogger(__name__)
+
+
+def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
+    return render(request, "errors/403.html", {"text": str(exception or "")}, status=403)
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:  # noqa: ARG001  Django logs the reason
+    """Answer a form without a valid CSRF token."""
+    text = "This form had grown old, or the browser sends no cookies. Go back, reload the page and try again."
+    return render(request, "errors/403.html", {"text": text}, status=403)
+
+
+def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:  # noqa: ARG001
+    return render(request, "errors/404.html", status=404)
+
+
+@login_not_required
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Show a reference. The page stands alone: whatever broke may be what the other pages are made of."""
+    reference = new_reference()
+    logger.error("reference %s: %s %s failed", reference, request.method, request.path)
+    return render(None, "errors/500.html", {"reference": reference}, status=500)
+
+
+@login_not_required
+@never_cache
+@require_safe
+def healthz(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
+    """Say whether this web process answers and reaches the database; 503 when it does not."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except DatabaseError:
+        logger.exception("The database does not answer the health probe")
+        return JsonResponse({"status": "unavailable", "database": False, "version": settings.VERSION}, status=503)
+    return JsonResponse({"status": "ok", "database": True, "version": settings.VERSION})
+
+
+@login_not_required
+@require_POST
+def set_theme(request: HttpRequest) -> HttpResponse:
+    """Remember the theme of this browser in a cookie, so that the first paint is right even without scripts."""
+    theme = request.POST.get("theme", "")
+    back = request.META.get("HTTP_REFERER", "")
+    safe = url_has_allowed_host_and_scheme(back, {request.get_host()}, require_https=request.is_secure())
+    response = redirect(back if safe else settings.LOGIN_REDIRECT_URL)
+    if theme in THEMES:
+        year = 365 * 24 * 3600
+        response.set_cookie(COOKIE, theme, max_age=year, samesite="Lax", secure=request.is_secure())
+    return response
+
+
+@operator_required
+@require_safe
+def gallery(request: HttpRequest) -> HttpResponse:
+    """Show every component once, for those who build pages and for the screenshot tests."""
+    form = GalleryForm(request.GET if request.GET else None)
+    return render(request, "ui/gallery.html", {"form": form, **gallery_context()})
