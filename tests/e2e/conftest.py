@@ -1,0 +1,155 @@
+"""The real thing for browser tests: the demo's own stack (object store, portal, orchestrator, warm trainer, three
+hospitals with data) as processes of their own, and a real Chromium."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Playwright, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Stack:
+    """A running demo. ``start`` goes on with what its folder remembers; ``kill`` is a power cut."""
+
+    folder: Path
+    arguments: tuple[str, ...] = ()
+    port: int = 0
+    process: subprocess.Popen[str] | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def passwords(self) -> dict[str, str]:
+        return json.loads((self.folder / "demo.json").read_text())["passwords"]
+
+    def start(self, *, timeout: float = 180) -> None:
+        self.port = self.port or free_port()
+        command = [sys.executable, "-m", "fedportal.demo", "--headless", "--state", str(self.folder)]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(self.port), *self.arguments],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if not name.startswith(("FEDPORTAL_", "DJANGO_"))},
+        )
+        self.wait_until_it_answers(timeout)
+
+    def wait_until_it_answers(self, timeout: float) -> None:
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if self.process is not None and self.process.poll() is not None:
+                raise AssertionError(f"the demo ended: {self.process.communicate()[1]}")
+            try:
+                with urllib.request.urlopen(f"{self.address}/ui/healthz/", timeout=2):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError(f"the portal did not answer within {timeout:.0f} s")
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The demo with a short reference experiment, shared by the browser tests of a session."""
+    demo = Stack(tmp_path_factory.mktemp("demo"), arguments=("--rounds", "2"))
+    demo.start()
+    yield demo
+    demo.stop()
+
+
+@pytest.fixture(scope="session")
+def playwright_() -> Iterator[Playwright]:
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="session")
+def chromium(playwright_: Playwright) -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    assert path, "the browser tests need Chromium (Debian: apt-get install chromium)"
+    browser = playwright_.chromium.launch(
+        executable_path=path,
+        args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"],
+    )
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def open_page(chromium: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iterator[Callable[..., Page]]:
+    """Return a function that opens a page as somebody: ``open_page("researcher", width=390, theme="dark")``.
+
+    A script error or a refused resource on any of its pages fails the test.
+    """
+    contexts, complaints = [], []
+
+    def open_as(
+        person: str | None = "researcher", *, width: int = 1280, height: int = 900, theme: str = "light"
+    ) -> Page:
+        context = chromium.new_context(
+            base_url=stack.address,
+            viewport={"width": width, "height": height},
+            color_scheme=theme,
+            accept_downloads=True,
+        )
+        contexts.append(context)
+        context.set_default_timeout(20_000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(f"{page.url}: {error}"))
+        page.on(
+            "console",
+            lambda message: complaints.append(f"{page.url}: {message.text}") if message.type == "error" else None,
+        )
+        if person is not None:
+            sign_in(page, person, stack.passwords[person])
+        return page
+
+    open_as.complaints = complaints
+    yield open_as
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def sign_in(page: Page, person: str, password: str) -> None:
+    page.goto("/accounts/login/")
+    page.get_by_label("Username").fill(person)
+    page.get_by_label("Password").fill(password)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/")
