@@ -1,0 +1,142 @@
+"""The demo's people, hospitals and experiment, made with the services that the pages use, too."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import django
+from django.apps import apps
+
+from fedportal.demo.state import DemoError, DemoState
+
+CHECK_TIMEOUT = 120.0
+TITLE = "Reference experiment"
+
+
+def set_up() -> None:
+    """Load Django in this process. The environment must be complete before."""
+    if not apps.ready:
+        django.setup()
+
+
+def prepare(
+    *, hospitals: Sequence[tuple[str, str, str]], state: DemoState, passwords: Mapping[str, str], rounds: int, seed: int
+) -> Any:
+    """Make people, hospitals and the reference experiment unless they are there; return the experiment.
+
+    An unfinished or finished experiment with the same sites, rounds and seed is gone on with, so that a second
+    ``make demo`` continues the first.
+    """
+    from fedportal.experiments import services
+    from fedportal.experiments.models import Experiment
+
+    people = _people(passwords)
+    sites = [_hospital(hospital, state, people["steward"]) for hospital in hospitals]
+    datasets = [_dataset(site) for site in sites]
+    slugs = {site.slug for site in sites}
+    for experiment in Experiment.objects.filter(title=TITLE, rounds_planned=rounds).order_by("-pk"):
+        same_sites = set(experiment.participations.values_list("site__slug", flat=True)) == slugs
+        if same_sites and experiment.plan.get("seed") == seed:
+            return experiment
+    experiment = services.create_draft(owner=people["researcher"], preset="laptop", title=TITLE, participants=datasets)
+    services.update_draft(
+        experiment=experiment,
+        by=people["researcher"],
+        fields={"question": "Can hospitals train one model for brain tumours without sharing an image?"},
+        plan={"rounds": rounds, "seed": seed},
+    )
+    experiment.refresh_from_db()
+    return experiment
+
+
+def start(experiment: Any) -> None:
+    """Start the experiment, or take up the one that was stopped or had failed. A paused one stays paused."""
+    from fedportal.experiments import services
+    from fedportal.experiments.states import ExperimentState
+
+    experiment.refresh_from_db()
+    if experiment.is_draft:
+        services.start(experiment=experiment, by=experiment.owner)
+    elif experiment.status is ExperimentState.FAILED:
+        services.resume(experiment=experiment, by=experiment.owner)
+
+
+def has_ended(experiment: Any) -> bool:
+    experiment.refresh_from_db()
+    return not experiment.is_active and not experiment.is_draft
+
+
+def summary(experiment: Any, *, answers_at: float) -> dict[str, Any]:
+    """Return what a script wants to know about an ended experiment; seconds are wall clock."""
+    from fedportal.experiments.models import Metric, RoundKind
+
+    final, best = experiment.newest_model, experiment.best_model
+    rounds = experiment.rounds.filter(kind=RoundKind.TRAIN, state="done")
+    overheads = [r.timings["overhead"] for r in rounds if "overhead" in r.timings]
+    first = Metric.objects.filter(experiment=experiment, phase="train").order_by("at").first()
+    live = first is not None and experiment.started_at.timestamp() >= answers_at - 60
+    return {
+        "experiment": experiment.key,
+        "state": experiment.state,
+        "reason": experiment.reason,
+        "rounds": rounds.count(),
+        "seconds": round(experiment.duration.total_seconds(), 2) if experiment.duration else None,
+        "seconds_to_first_point": round(first.at.timestamp() - answers_at, 2) if live else None,
+        "final_dice": final and final.dice,
+        "final_dice_per_region": final and final.scores.get("dice"),
+        "best_dice": best and best.dice,
+        "best_round": best and best.round_number,
+        "overhead_seconds_p50": round(statistics.median(overheads), 3) if overheads else None,
+        "overhead_seconds_per_round": [round(value, 3) for value in overheads],
+        "model_sha256": final and final.sha256,
+    }
+
+
+def _people(passwords: Mapping[str, str]) -> dict[str, Any]:
+    from fedportal.accounts.models import Role, User
+
+    people = {}
+    for name, first in (("researcher", "Rosa"), ("steward", "Stefan"), ("operator", "Olga")):
+        user, created = User.objects.get_or_create(
+            username=name,
+            defaults={
+                "role": Role(name),
+                "first_name": first,
+                "last_name": "Demo",
+                "is_staff": name == "operator",
+                "is_superuser": name == "operator",
+            },
+        )
+        if created:
+            user.set_password(passwords[name])
+            user.save()
+        people[name] = user
+    return people
+
+
+def _hospital(hospital: tuple[str, str, str], state: DemoState, steward: Any) -> Any:
+    from fedportal.sites import services
+    from fedportal.sites.models import Site
+
+    slug, name, city = hospital
+    try:
+        return Site.objects.get(slug=slug)
+    except Site.DoesNotExist:
+        return services.register(
+            slug=slug, name=name, city=city, connector="local", config=state.site_config(slug), stewards=[steward]
+        )
+
+
+def _dataset(site: Any) -> Any:
+    """Wait until the orchestrator has checked the site; return the dataset that it found."""
+    end = time.monotonic() + CHECK_TIMEOUT
+    while time.monotonic() < end:
+        if dataset := site.datasets.filter(is_available=True).first():
+            return dataset
+        time.sleep(0.1)
+    check = site.last_check
+    problem = check.first_problem["message"] if check and not check.ok else "the orchestrator did not check it"
+    raise DemoError(f"{site.name} has no dataset: {problem}")
