@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 
 class ContractError(ValueError):
-    """A document does not follow the contract."""
+    """A document does not follow the contract. ``problems``: dotted field name → sentence, where the fields are known."""
+
+    def __init__(self, message: str = "", problems: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.problems = dict(problems or {})
 
 
 def is_int(value: object) -> bool:

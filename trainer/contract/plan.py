@@ -147,7 +147,7 @@ def plan_from_json(document: Mapping[str, Any]) -> TrainingPlan:
         raise ContractError(f"plan: {error}") from error
     problems = plan_problems(plan)
     if problems:
-        raise ContractError("plan: " + "; ".join(f"{name}: {text}" for name, text in problems.items()))
+        raise ContractError("plan: " + "; ".join(f"{name}: {text}" for name, text in problems.items()), problems)
     return plan
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import Count, F, OuterRef, Q, Subquery
 from django.utils import timezone
 
 from fedportal.experiments.states import ExperimentState
@@ -47,6 +47,25 @@ class ExperimentQuerySet(models.QuerySet["Experiment"]):
             return self
         mine = Q(owner=user) | Q(viewers=user) | Q(participations__site__stewards=user)
         return self.filter(pk__in=Experiment.objects.filter(mine).values("pk"))
+
+    def with_progress(self) -> ExperimentQuerySet:
+        """Add ``round_now``, ``site_count`` and ``last_dice`` (of the newest measured global model) for lists."""
+        rounds = self.model.rounds.rel.related_model.objects.filter(experiment=OuterRef("pk"))
+        measured = self.model.models.rel.related_model.objects.filter(experiment=OuterRef("pk")).exclude(dice=None)
+        parts = Participation.objects.filter(experiment=OuterRef("pk")).order_by()
+        return self.annotate(
+            round_now=Subquery(rounds.order_by("-number").values("number")[:1]),
+            site_count=Subquery(parts.values("experiment").annotate(count=Count("pk")).values("count")),
+            last_dice=Subquery(measured.order_by("-round_number").values("dice")[:1]),
+        )
+
+    def matching(self, *, state: str = "", owner: User | None = None, search: str = "") -> ExperimentQuerySet:
+        """Those in a state, of an owner, with all the words in title, question or key; an empty filter passes all."""
+        rows = self.filter(state=state) if state else self
+        rows = rows.filter(owner=owner) if owner else rows
+        for word in search.split():
+            rows = rows.filter(Q(title__icontains=word) | Q(question__icontains=word) | Q(key__iexact=word))
+        return rows
 
     def due(self, now: datetime) -> ExperimentQuerySet:
         """What the orchestrator should look at: running or cancelling, its time come or woken, not claimed."""

@@ -1,0 +1,223 @@
+"""The API for experiments: all that the pages do. Errors leave as problem documents (``ui/errors.py``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import QuerySet
+from django.shortcuts import get_object_or_404
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema, extend_schema_view
+from rest_framework import permissions, status, viewsets
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.serializers import Serializer, ValidationError
+from rest_framework.views import APIView
+
+from fedportal.accounts.models import User
+from fedportal.experiments import services
+from fedportal.experiments.models import Experiment
+from fedportal.experiments.plan import PRESETS, preset_plan
+from fedportal.experiments.readiness import checklist
+from fedportal.experiments.recipe import SETTINGS
+from fedportal.experiments.serializers import (
+    CheckSerializer,
+    ExperimentRowSerializer,
+    ExperimentSerializer,
+    NewExperimentSerializer,
+    PlanSchemaSerializer,
+    ShareSerializer,
+)
+from fedportal.sites.models import Site
+
+
+class MayControl(permissions.BasePermission):
+    """Reading is decided by the queryset; writing is for owner and operators, cloning for all who may compose."""
+
+    message = "You may look at this experiment, but only its owner or an operator may change it."
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        if view.action in ("create", "clone") and not request.user.may_compose:
+            self.message = "Only researchers and operators may create experiments."
+            return False
+        return True
+
+    def has_object_permission(self, request: Request, view: Any, experiment: Experiment) -> bool:
+        if request.method in permissions.SAFE_METHODS or view.action == "clone":
+            return True
+        return experiment.can_be_controlled_by(request.user)
+
+
+DRAFT_EXAMPLE = OpenApiExample(
+    "The reference experiment at three sites, for 20 rounds",
+    request_only=True,
+    value={
+        "preset": "laptop",
+        "title": "Brain tumour, laptop size",
+        "participants": [
+            {"site": "heidelberg", "dataset": "Task01_BrainTumour"},
+            {"site": "mainz", "dataset": "Task01_BrainTumour"},
+            {"site": "essen", "dataset": "Task01_BrainTumour"},
+        ],
+        "plan": {"rounds": 20, "optimizer": {"learning_rate": 0.002}},
+        "min_sites": 2,
+    },
+)
+CHANGE_EXAMPLE = OpenApiExample(
+    "A lower learning rate",
+    request_only=True,
+    value={"plan": {"optimizer": {"learning_rate": 0.0005}}},
+)
+SHARE_EXAMPLE = OpenApiExample("With a colleague", request_only=True, value={"username": "grace"})
+STATE = OpenApiParameter("state", str, description="Only experiments in this state.")
+MINE = OpenApiParameter("mine", bool, description="Only your own.")
+SEARCH = OpenApiParameter("search", str, description="Words in the title or the question, or a key.")
+
+
+@extend_schema_view(
+    list=extend_schema(parameters=[STATE, MINE, SEARCH], responses=ExperimentRowSerializer(many=True)),
+    create=extend_schema(
+        request=NewExperimentSerializer, responses={201: ExperimentSerializer}, examples=[DRAFT_EXAMPLE]
+    ),
+    partial_update=extend_schema(examples=[CHANGE_EXAMPLE]),
+)
+@extend_schema(tags=["experiments"])
+class ExperimentViewSet(viewsets.GenericViewSet):
+    """Experiments that you may see: your own, shared ones, those at your sites; operators and auditors see all."""
+
+    queryset = Experiment.objects.none()
+    serializer_class = ExperimentSerializer
+    permission_classes = [permissions.IsAuthenticated, MayControl]
+    lookup_field = "key"
+    lookup_value_regex = "[a-z0-9]{4,10}"
+
+    def get_queryset(self) -> QuerySet[Experiment]:
+        visible = Experiment.objects.visible_to(self.request.user).with_progress()
+        return visible.select_related("owner", "cloned_from")
+
+    def list(self, request: Request) -> Response:
+        params = request.query_params
+        rows = self.get_queryset().matching(
+            state=params.get("state", ""),
+            owner=request.user if params.get("mine") in ("1", "true", "True") else None,
+            search=params.get("search", ""),
+        )
+        page = self.paginate_queryset(rows)
+        return self.get_paginated_response(ExperimentRowSerializer(page, many=True).data)
+
+    def create(self, request: Request) -> Response:
+        values = self._checked(NewExperimentSerializer(data=request.data))
+        participants = values.pop("participations", None)
+        experiment = services.create_draft(
+            owner=request.user,
+            preset=values.pop("preset"),
+            title=values.pop("title", None),
+            participants=participants,
+            plan=values.pop("plan", {}),
+            fields=values,
+        )
+        return self._shown(experiment, status.HTTP_201_CREATED)
+
+    def retrieve(self, request: Request, key: str) -> Response:
+        return Response(ExperimentSerializer(self.get_object()).data)
+
+    def partial_update(self, request: Request, key: str) -> Response:
+        """Change a draft: only what is sent is changed."""
+        experiment = self.get_object()
+        values = self._checked(ExperimentSerializer(data=request.data))
+        services.update_draft(
+            experiment=experiment,
+            by=request.user,
+            participants=values.pop("participations", None),
+            plan=values.pop("plan", {}),
+            fields=values,
+        )
+        return self._shown(experiment)
+
+    def destroy(self, request: Request, key: str) -> Response:
+        """Delete a draft."""
+        services.delete_draft(experiment=self.get_object())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(responses=CheckSerializer(many=True))
+    @action(detail=True, pagination_class=None, filter_backends=[])
+    def readiness(self, request: Request, key: str) -> Response:
+        """Whether the experiment can start, and what is in the way."""
+        return Response(CheckSerializer(checklist(self.get_object()), many=True).data)
+
+    @extend_schema(request=None)
+    @action(detail=True, methods=["post"])
+    def start(self, request: Request, key: str) -> Response:
+        """Start a draft. 409 with the reasons when it is not ready."""
+        return self._act(services.start)
+
+    @extend_schema(request=None)
+    @action(detail=True, methods=["post"])
+    def pause(self, request: Request, key: str) -> Response:
+        """Pause: what runs at the sites goes on, nothing new is started."""
+        return self._act(services.pause)
+
+    @extend_schema(request=None)
+    @action(detail=True, methods=["post"])
+    def resume(self, request: Request, key: str) -> Response:
+        """Resume a paused experiment, or take up a failed one from its failed round."""
+        return self._act(services.resume)
+
+    @extend_schema(request=None)
+    @action(detail=True, methods=["post"])
+    def cancel(self, request: Request, key: str) -> Response:
+        """Cancel for good; what runs at the sites is ended."""
+        return self._act(services.cancel)
+
+    @extend_schema(request=None, responses={201: ExperimentSerializer})
+    @action(detail=True, methods=["post"])
+    def clone(self, request: Request, key: str) -> Response:
+        """Make a draft of your own with the same plan and sites."""
+        twin = services.clone(experiment=self.get_object(), by=request.user)
+        return self._shown(twin, status.HTTP_201_CREATED)
+
+    @extend_schema(request=None, parameters=[OpenApiParameter("site", str, OpenApiParameter.PATH)])
+    @action(detail=True, methods=["post"], url_path="sites/(?P<site>[a-z0-9-]{1,15})/retry")
+    def retry(self, request: Request, key: str, site: str) -> Response:
+        """Let a site that failed in the round under way try again."""
+        experiment = self.get_object()
+        row = get_object_or_404(Site, slug=site, participations__experiment=experiment)
+        services.retry_site(experiment=experiment, site=row, by=request.user)
+        return self._shown(experiment)
+
+    @extend_schema(request=ShareSerializer, examples=[SHARE_EXAMPLE])
+    @action(detail=True, methods=["post"])
+    def share(self, request: Request, key: str) -> Response:
+        """Let somebody see the experiment."""
+        experiment = self.get_object()
+        username = self._checked(ShareSerializer(data=request.data))["username"]
+        user = User.objects.filter(username=username, is_active=True).first()
+        if user is None:
+            raise ValidationError({"username": [f"There is nobody of the name {username}."]})
+        services.share(experiment=experiment, user=user, by=request.user)
+        return self._shown(experiment)
+
+    def _act(self, service: Any) -> Response:
+        experiment = self.get_object()
+        service(experiment=experiment, by=self.request.user)
+        return self._shown(experiment)
+
+    def _shown(self, experiment: Experiment, code: int = status.HTTP_200_OK) -> Response:
+        fresh = Experiment.objects.with_progress().select_related("owner", "cloned_from").get(pk=experiment.pk)
+        return Response(ExperimentSerializer(fresh).data, status=code)
+
+    def _checked(self, serializer: Serializer) -> dict[str, Any]:
+        serializer.is_valid(raise_exception=True)
+        return dict(serializer.validated_data)
+
+
+class PlanSchemaView(APIView):
+    """Every setting of an experiment with help, unit, range and default; and the presets."""
+
+    @extend_schema(tags=["experiments"], responses=PlanSchemaSerializer)
+    def get(self, request: Request) -> Response:
+        presets = [
+            {"name": preset.name, "title": preset.title, "text": preset.text, "plan": preset_plan(preset)}
+            for preset in PRESETS.values()
+        ]
+        return Response(PlanSchemaSerializer({"settings": SETTINGS, "presets": presets}).data)

@@ -1,0 +1,114 @@
+"""Whether an experiment can start: a checklist in plain words, each line with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fedportal.aggregation.strategies import refusal
+from fedportal.experiments.models import Experiment, Participation
+from fedportal.experiments.plan import problems_of, task_signature
+from fedportal.experiments.recipe import BY_NAME
+from fedportal.sites.models import Dataset, Health, Site
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the checklist. ``problems`` is empty when it is fulfilled; ``section``: where to mend it."""
+
+    title: str
+    section: str
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def checklist(experiment: Experiment) -> list[Check]:
+    """Return every precondition of a start, fulfilled or not, in the order of the composer's sections."""
+    parts = list(experiment.participations.select_related("site", "dataset"))
+    problems = problems_of(experiment.plan)
+    task = {name: text for name, text in problems.items() if name.startswith("task.")}
+    recipe = {name: text for name, text in problems.items() if name not in task}
+    return [
+        Check("The experiment has a name", "question", tuple(_name(experiment))),
+        Check("Sites take part and are ready", "sites", tuple(_sites(parts))),
+        Check("Their data can be used", "sites", tuple(_data(parts))),
+        Check("All sites have the same task", "sites", tuple(_same_task(experiment, parts))),
+        Check("There is something to segment", "recipe", tuple(_sentences(task) if parts else ())),
+        Check("The recipe can run", "recipe", tuple(_sentences(recipe))),
+        Check("Rounds and aggregation fit the sites", "rounds", tuple(_aggregation(experiment, parts))),
+    ]
+
+
+def site_problem(site: Site) -> str:
+    """Return why a site cannot take part now, and what helps; empty when it can."""
+    if site.is_retired:
+        return f"{site} is retired. Take it out of the experiment."
+    match site.health:
+        case Health.HEALTHY:
+            return ""
+        case Health.FAILING:
+            step = (site.last_check and site.last_check.first_problem) or {"message": "the last check failed"}
+            return f"{site} has a problem: {step['message']} {step.get('remedy') or ''}".strip()
+        case Health.STALE:
+            return f"{site} was not heard from for a day. Ask for a check on its page."
+    return f"{site} was not checked yet. Ask for a check on its page."
+
+
+def dataset_problem(dataset: Dataset) -> str:
+    """Return why a dataset cannot be trained on now, and what helps; empty when it can."""
+    if not dataset.is_available:
+        return f"{dataset} was not found by the last check. Choose another dataset or ask the site."
+    if dataset.problems:
+        more = f" (and {len(dataset.problems) - 1} more)" if len(dataset.problems) > 1 else ""
+        return f"{dataset} has a problem: {dataset.problems[0]}{more}"
+    if not dataset.train_cases or not dataset.validation_cases:
+        return f"{dataset} needs at least one case to train on and one held out to validate with."
+    return ""
+
+
+def _name(experiment: Experiment) -> Iterator[str]:
+    if not experiment.title.strip():
+        yield "Give the experiment a name."
+
+
+def _sites(parts: list[Participation]) -> Iterator[str]:
+    if not parts:
+        yield "Choose at least one site with a dataset."
+    yield from filter(None, (site_problem(part.site) for part in parts))
+
+
+def _data(parts: list[Participation]) -> Iterator[str]:
+    yield from filter(None, (dataset_problem(part.dataset) for part in parts))
+
+
+def _same_task(experiment: Experiment, parts: list[Participation]) -> Iterator[str]:
+    planned = task_signature(experiment.plan.get("task") or {})
+    for part in parts:
+        if part.dataset.task_signature != planned:
+            yield (
+                f"{part.dataset} has other channels or labels than the experiment's task. "
+                "Choose datasets with the same channels and labels, then save the sites again."
+            )
+
+
+def _aggregation(experiment: Experiment, parts: list[Participation]) -> Iterator[str]:
+    if experiment.min_sites < 1 or (parts and experiment.min_sites > len(parts)):
+        yield f"The quorum is {experiment.min_sites}, but {len(parts)} sites take part: set it between 1 and {len(parts)}."
+    if experiment.deadline_minutes <= 0:
+        yield "Set a deadline above 0 minutes."
+    if experiment.rounds_planned != experiment.plan.get("rounds"):
+        yield "The number of rounds is not the recipe's. Save the rounds again."
+    norm = (experiment.plan.get("network") or {}).get("norm")
+    options = experiment.strategy_options | {"weighting": experiment.weighting}
+    trouble = refusal(experiment.strategy, sites=len(parts), options=options, has_buffers=norm == "batch")
+    if trouble and parts:
+        yield trouble
+
+
+def _sentences(problems: dict[str, str]) -> Iterator[str]:
+    for name, text in problems.items():
+        label = BY_NAME[name].label if name in BY_NAME else {"task.regions": "Regions"}.get(name, "Task")
+        yield f"{label}: {text}."

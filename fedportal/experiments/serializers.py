@@ -1,0 +1,252 @@
+"""What the API reads and writes. The plan's fields come from :mod:`~fedportal.experiments.recipe`, as the form's do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from fedportal.experiments.models import Experiment
+from fedportal.experiments.plan import MAX_REGION_NAME, PRESETS, summary
+from fedportal.experiments.recipe import SETTINGS, Kind, Setting
+from fedportal.experiments.states import ExperimentState
+from fedportal.sites.models import Dataset
+
+
+class StrictSerializer(serializers.Serializer):
+    """Refuses fields it does not know: a misspelt setting must not be ignored in silence."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            writable = {name for name, field in self.fields.items() if not field.read_only}
+            unknown = {name: ["There is no such field, or it cannot be set."] for name in data.keys() - writable}
+            if unknown:
+                raise serializers.ValidationError(unknown)
+        return super().to_internal_value(data)
+
+
+def finite(value: float) -> None:
+    if not math.isfinite(value):
+        raise serializers.ValidationError("A number is expected.")
+
+
+class NumberField(serializers.FloatField):
+    """A finite JSON number; no text, no true or false."""
+
+    default_validators = [finite]
+
+    def to_internal_value(self, data: Any) -> float:
+        if isinstance(data, bool | str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class WholeField(serializers.IntegerField):
+    """A JSON integer; no text, no true or false, no 2.5."""
+
+    def to_internal_value(self, data: Any) -> int:
+        if not isinstance(data, int) or isinstance(data, bool):
+            self.fail("invalid")
+        return data
+
+
+class YesNoField(serializers.BooleanField):
+    def to_internal_value(self, data: Any) -> bool:
+        if not isinstance(data, bool):
+            self.fail("invalid", input=data)
+        return data
+
+
+def field_of(setting: Setting) -> serializers.Field:
+    """Return the API's field of a setting; every one may be left out of a request."""
+    about = f"{setting.help} ({setting.unit})" if setting.unit else setting.help
+    common: dict[str, Any] = {"required": False, "help_text": about}
+    if setting.optional:
+        common["allow_null"] = True
+    limits: dict[str, Any] = {"min_value": setting.low, "max_value": setting.high}
+    whole_limits = {name: None if limit is None else int(limit) for name, limit in limits.items()}
+    match setting.kind:
+        case Kind.CHOICE:
+            return serializers.ChoiceField(choices=setting.choices, **common)
+        case Kind.YES_NO:
+            return YesNoField(**common)
+        case Kind.WHOLE:
+            return WholeField(**whole_limits, **common)
+        case Kind.NUMBER:
+            return NumberField(**limits, **common)
+        case Kind.WHOLES:
+            return serializers.ListField(child=WholeField(**whole_limits), min_length=1, max_length=7, **common)
+        case Kind.WHOLE_TRIPLE:
+            return serializers.ListField(child=WholeField(**whole_limits), min_length=3, max_length=3, **common)
+        case Kind.NUMBER_TRIPLE:
+            return serializers.ListField(child=NumberField(**limits), min_length=3, max_length=3, **common)
+
+
+def _part(prefix: str) -> StrictSerializer:
+    chosen = {s.name.removeprefix(f"{prefix}."): field_of(s) for s in SETTINGS if s.name.startswith(f"{prefix}.")}
+    return type(f"{prefix.capitalize()}Serializer", (StrictSerializer,), chosen)(required=False)
+
+
+class RegionSerializer(StrictSerializer):
+    name = serializers.CharField(max_length=MAX_REGION_NAME)
+    labels = serializers.ListField(child=WholeField(min_value=1), min_length=1, max_length=255)
+
+
+class TaskSerializer(StrictSerializer):
+    """What is segmented. Channels and labels are the datasets'; the regions may be changed."""
+
+    name = serializers.CharField(read_only=True)
+    channels = serializers.ListField(child=serializers.CharField(), read_only=True)
+    labels = serializers.DictField(child=serializers.CharField(), read_only=True)
+    regions = RegionSerializer(many=True, required=False)
+
+
+class PlanSerializer(
+    type(
+        "PlanSettings",
+        (StrictSerializer,),
+        {s.name: field_of(s) for s in SETTINGS if s.of_plan and "." not in s.name},
+    )
+):
+    """The training recipe. In a request only what shall change; the answer always has all of it."""
+
+    task = TaskSerializer(required=False)
+    network = _part("network")
+    optimizer = _part("optimizer")
+    schedule = _part("schedule")
+    validation = _part("validation")
+
+    def to_representation(self, instance: Any) -> Any:
+        return instance
+
+
+class ParticipantSerializer(StrictSerializer):
+    site = serializers.SlugField(max_length=15, help_text="Short name of the site.")
+    dataset = serializers.CharField(max_length=120, help_text="Name of one of the site's datasets.")
+
+    def validate(self, attrs: dict[str, Any]) -> Dataset:
+        dataset = Dataset.objects.select_related("site").filter(
+            site__slug=attrs["site"], site__retired_at=None, name=attrs["dataset"]
+        )
+        if (found := dataset.first()) is None:
+            raise serializers.ValidationError(f"There is no dataset {attrs['dataset']} at a site {attrs['site']}.")
+        return found
+
+    def to_representation(self, instance: Any) -> dict[str, str]:
+        return {"site": instance.site.slug, "dataset": instance.dataset.name}
+
+
+class ExperimentSerializer(
+    type(
+        "ExperimentSettings",
+        (StrictSerializer,),
+        {s.name: field_of(s) for s in SETTINGS if not s.of_plan},
+    )
+):
+    """An experiment. ``plan`` and the settings can be changed while it is a draft."""
+
+    key = serializers.CharField(read_only=True)
+    title = serializers.CharField(max_length=120, required=False)
+    question = serializers.CharField(max_length=4000, allow_blank=True, required=False)
+    owner = serializers.CharField(source="owner.username", read_only=True)
+    cloned_from = serializers.CharField(source="cloned_from.key", read_only=True, default=None, allow_null=True)
+    state = serializers.ChoiceField(choices=ExperimentState.choices(), read_only=True)
+    reason = serializers.CharField(read_only=True)
+    round = serializers.IntegerField(
+        source="round_now",
+        read_only=True,
+        allow_null=True,
+        help_text="Number of the round under way, or of the last one.",
+    )
+    dice = serializers.FloatField(
+        source="last_dice",
+        read_only=True,
+        allow_null=True,
+        help_text="Mean Dice of the newest global model that was measured.",
+    )
+    participants = ParticipantSerializer(source="participations", many=True, required=False)
+    plan = PlanSerializer(required=False)
+    summary = serializers.SerializerMethodField(help_text="The plan in one sentence.")
+    created_at = serializers.DateTimeField(read_only=True)
+    started_at = serializers.DateTimeField(read_only=True, allow_null=True)
+    ended_at = serializers.DateTimeField(read_only=True, allow_null=True)
+
+    @extend_schema_field(serializers.CharField)
+    def get_summary(self, experiment: Experiment) -> str:
+        return summary(experiment)
+
+    def validate_participants(self, datasets: list[Dataset]) -> list[Dataset]:
+        if len({dataset.site_id for dataset in datasets}) < len(datasets):
+            raise serializers.ValidationError("A site takes part once, with one dataset.")
+        return datasets
+
+
+class NewExperimentSerializer(ExperimentSerializer):
+    """A new draft. What is left out comes from the preset."""
+
+    preset = serializers.ChoiceField(
+        choices=[(p.name, p.title) for p in PRESETS.values()], default="laptop", write_only=True
+    )
+
+
+class ExperimentRowSerializer(serializers.ModelSerializer):
+    """An experiment in a list: without its plan."""
+
+    owner = serializers.CharField(source="owner.username", read_only=True)
+    round = serializers.IntegerField(source="round_now", allow_null=True, read_only=True)
+    sites = serializers.IntegerField(source="site_count", read_only=True)
+    dice = serializers.FloatField(source="last_dice", allow_null=True, read_only=True)
+
+    class Meta:
+        model = Experiment
+        fields = [
+            "key", "title", "owner", "state", "reason", "round", "rounds_planned", "sites", "dice",
+            "created_at", "started_at", "ended_at",
+        ]  # fmt: skip
+        read_only_fields = fields
+
+
+class CheckSerializer(serializers.Serializer):
+    """One precondition of a start."""
+
+    title = serializers.CharField()
+    ok = serializers.BooleanField()
+    problems = serializers.ListField(child=serializers.CharField())
+
+
+class ShareSerializer(StrictSerializer):
+    username = serializers.CharField(max_length=150)
+
+
+class SettingSerializer(serializers.Serializer):
+    """What a setting is for, what it may be, what it is if nobody says."""
+
+    name = serializers.CharField(help_text="Dotted name; those with in_plan stand in the plan, others beside it.")
+    in_plan = serializers.BooleanField(source="of_plan")
+    label = serializers.CharField()
+    help = serializers.CharField()
+    kind = serializers.ChoiceField(choices=[(kind.value, kind.value) for kind in Kind])
+    unit = serializers.CharField()
+    low = serializers.FloatField(allow_null=True)
+    high = serializers.FloatField(allow_null=True)
+    optional = serializers.BooleanField()
+    choices = serializers.SerializerMethodField()
+    default = serializers.JSONField()
+
+    def get_choices(self, setting: Setting) -> dict[str, str]:
+        return {value: str(label) for value, label in setting.choices}
+
+
+class PresetSerializer(serializers.Serializer):
+    name = serializers.CharField()
+    title = serializers.CharField()
+    text = serializers.CharField()
+    plan = serializers.DictField()
+
+
+class PlanSchemaSerializer(serializers.Serializer):
+    settings = SettingSerializer(many=True)
+    presets = PresetSerializer(many=True)
