@@ -6,6 +6,7 @@ deviation 1 over its voxels that are not zero. What is wrong with a file is told
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from trainer.headers import UNREADABLE
 from trainer.job import Fault
 
 AXES = "RAS"
+NIFTI2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
+"""First bytes of a NIfTI-2 file, its header's size; NIfTI-1 has 348."""
 AXIS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
@@ -90,7 +93,12 @@ def _label(case: Case, recipe: Recipe) -> MetaTensor:
 def _read(path: Path, case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Return values float32 and affine 4×4 of a NIfTI file."""
     try:
-        file = nibabel.load(path)
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            # all of it: nibabel stops before the checksum and would take damaged voxels for values
+            data = gzip.decompress(data)
+        kind = nibabel.Nifti2Image if data[:4] in NIFTI2 else nibabel.Nifti1Image
+        file = kind.from_bytes(data)
         return np.asarray(file.get_fdata(dtype=np.float32, caching="unchanged")), np.asarray(file.affine)
     except FileNotFoundError as error:
         raise Fault(Exit.MISSING_FILE, f"Case {case.name}: {path.name}.") from error

@@ -82,6 +82,7 @@ def write_dataset(
     seed: int = 0,
 ) -> Path:
     """Write a dataset; ``validation=None`` leaves that key out of dataset.json. ``shape``: one, or one per case."""
+    folder.mkdir(parents=True)
     entries = []
     for number in range(train + (validation or 0)):
         edges = shape[number % len(shape)] if isinstance(shape, list) else shape
