@@ -1,0 +1,254 @@
+"""Reach a site on the portal's own machine: the trainer runs as a process beside the portal.
+
+What it knows of a run it reads from the run's folder, so a restarted portal knows as much as the one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedportal.connectors.base import CheckReport, CheckStep, DatasetReport, LogChunk, RunState, RunStatus
+from fedportal.connectors.errors import SiteError, SiteMisbehaved, SiteRefused
+from fedportal.connectors.trainer_process import COMMAND, TrainerProcess, is_locked
+from trainer.contract import EXPLANATIONS, Exit, LaunchTicket
+
+LEAST_FREE = 1024**3
+LOG_CHUNK = 256 * 1024
+GRACE = 4.0
+"""Seconds that a cancelled run has for its own end before it is killed."""
+KILLED = (
+    "The training process ended without a word: it was killed, most likely by the system because memory ran out. "
+    "A smaller patch or batch size needs less."
+)
+
+
+class LocalConnector:
+    """A site on this machine.
+
+    ``data_root``: folder of its datasets. ``work_dir``: where runs, cache and kept state lie; its own for each site.
+    ``threads``: CPU threads of a run, 0 for all. ``socket``: the warm server's, empty for cold starts.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_root: str | Path,
+        work_dir: str | Path,
+        threads: int = 0,
+        socket: str | Path = "",
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        self._data_root = Path(data_root).absolute()
+        self._work_dir = Path(work_dir).absolute()
+        self._threads = threads
+        self._trainer = TrainerProcess(Path(socket) if socket else None, command=command)
+
+    # --- runs --------------------------------------------------------------------------------------
+
+    def launch(self, ticket: LaunchTicket) -> bool:
+        return self._trainer.start_run(
+            {
+                **ticket.to_json(),
+                "data_root": str(self._data_root),
+                "work_dir": str(self._work_dir),
+                "threads": self._threads,
+            }
+        )
+
+    def poll(self, run: str) -> RunStatus:
+        folder = self._folder(run)
+        ended = _ended(folder)
+        if ended is not None:
+            return ended
+        if is_locked(folder / "lock"):
+            return RunStatus(RunState.RUNNING if (folder / "pid").exists() else RunState.WAITING)
+        # It may have ended between the two looks.
+        ended = _ended(folder)
+        if ended is not None:
+            return ended
+        if (folder / "pid").exists():
+            return RunStatus(RunState.FAILED, message=KILLED)
+        return RunStatus(RunState.LOST, message="The site does not know this run.")
+
+    def cancel(self, run: str) -> None:
+        folder = self._folder(run)
+        for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+            if self._signal_until_gone(folder, number, patience):
+                break
+        else:
+            raise SiteMisbehaved(f"The processes of {run} do not end.", remedy="End them on the machine itself.")
+        if (folder / "pid").exists() and not (folder / "exit.json").exists():
+            text = json.dumps({"exit_code": int(Exit.CANCELLED), "message": EXPLANATIONS[Exit.CANCELLED]})
+            temporary = folder / ".exit.cancelled"
+            temporary.write_text(text)
+            temporary.replace(folder / "exit.json")
+
+    def logs(self, run: str, *, offset: int = 0) -> LogChunk:
+        try:
+            with (self._folder(run) / "log.txt").open("rb") as file:
+                file.seek(offset)
+                data = file.read(LOG_CHUNK)
+        except FileNotFoundError:
+            return LogChunk("", offset)
+        # Whole lines only, so that no character is cut; all there is where no end of a line will come.
+        whole = data.rfind(b"\n") + 1
+        if not whole and len(data) == LOG_CHUNK:
+            whole = len(data)
+        elif whole < len(data) < LOG_CHUNK and self.poll(run).state.is_over:
+            whole = len(data)
+        return LogChunk(data[:whole].decode(errors="replace"), offset + whole)
+
+    def _folder(self, run: str) -> Path:
+        if not run or "/" in run or run.startswith("."):
+            raise ValueError(f"{run!r} is not the name of a run")
+        return self._work_dir / "runs" / run
+
+    def _signal_until_gone(self, folder: Path, number: int, patience: float) -> bool:
+        """Signal the run's process group until no process holds the run's lock; say whether that came about."""
+        end = time.monotonic() + patience
+        signalled = False
+        while is_locked(folder / "lock"):
+            if not signalled:
+                signalled = _signal(folder, number)
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.01)
+        return True
+
+    # --- check -------------------------------------------------------------------------------------
+
+    def check(self) -> CheckReport:
+        version: dict[str, str] = {}
+        datasets: list[DatasetReport] = []
+
+        def trainer() -> str:
+            version.update(json.loads(self._trainer.run_command(["version"], timeout=60).require()))
+            missing = [name for name, value in version.items() if value == "missing"]
+            if missing:
+                raise SiteRefused(f"The trainer lacks {', '.join(missing)}.", remedy="Install requirements.txt.")
+            warm = "warm" if self._trainer.ping() is not None else "cold"
+            return f"Trainer of contract {version['contract']} with torch {version['torch']}, {warm} start."
+
+        def found() -> str:
+            argv = ["inspect", "--data-root", str(self._data_root)]
+            reports = json.loads(self._trainer.run_command(argv, timeout=300).require())
+            datasets.extend(_dataset(report) for report in reports)
+            if not datasets:
+                raise SiteRefused(
+                    "There is no dataset.",
+                    remedy="Put each dataset into a folder of its own with a dataset.json.",
+                )
+            return f"{len(datasets)} found: {', '.join(report.name for report in datasets)}."
+
+        steps = _steps(
+            ("Data folder", self._check_data),
+            ("Working folder", self._check_work),
+            ("Trainer", trainer),
+            ("Datasets", found),
+        )
+        return CheckReport(
+            steps=steps,
+            version=" · ".join(f"{name} {value}" for name, value in version.items()),
+            datasets=tuple(datasets),
+            facts={"cpus": os.cpu_count(), "threads": self._threads, **self._free()},
+        )
+
+    def _check_data(self) -> str:
+        try:
+            count = sum(1 for _ in self._data_root.iterdir())
+        except OSError as error:
+            raise SiteRefused(
+                f"{self._data_root} cannot be read ({error.strerror}).",
+                remedy="Correct the folder or its rights.",
+            ) from error
+        return f"{self._data_root} can be read, {count} entries."
+
+    def _check_work(self) -> str:
+        try:
+            self._work_dir.mkdir(parents=True, exist_ok=True)
+            probe = self._work_dir / ".check"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise SiteRefused(
+                f"{self._work_dir} cannot be written ({error.strerror}).",
+                remedy="Correct the folder or its rights.",
+            ) from error
+        free = shutil.disk_usage(self._work_dir).free
+        if free < LEAST_FREE:
+            raise SiteRefused(f"Only {free / 1e9:.1f} GB are free.", remedy="Make room on the disk.")
+        return f"{free / 1e9:.0f} GB are free."
+
+    def _free(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError):
+            return {"free_bytes": shutil.disk_usage(self._work_dir).free}
+        return {}
+
+
+def _ended(folder: Path) -> RunStatus | None:
+    """Return how a run ended by its own words, ``None`` where it has said nothing (yet)."""
+    try:
+        document = json.loads((folder / "exit.json").read_bytes())
+        code, message = int(document["exit_code"]), str(document["message"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return RunStatus(RunState.FAILED, message=f"The run's exit.json cannot be read ({type(error).__name__}).")
+    states = {Exit.OK: RunState.SUCCEEDED, Exit.CANCELLED: RunState.CANCELLED}
+    return RunStatus(states.get(code, RunState.FAILED), exit_code=code, message=message)  # type: ignore[call-overload]
+
+
+def _signal(folder: Path, number: int) -> bool:
+    """Signal the run's process group; False while its process id is not known yet."""
+    try:
+        pid = int((folder / "pid").read_text())
+        group = os.getpgid(pid)
+    except (OSError, ValueError):
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        # One that was started by hand, in the foreground, shares its group with the shell.
+        os.killpg(pid, number) if group == pid else os.kill(pid, number)
+    return True
+
+
+def _steps(*steps: tuple[str, Callable[[], str]]) -> tuple[CheckStep, ...]:
+    """Take the steps in order; what comes after a failed one is not reached."""
+    done: list[CheckStep] = []
+    failed = False
+    for name, act in steps:
+        if failed:
+            done.append(CheckStep(name, None, "Not reached."))
+            continue
+        start = time.monotonic()
+        try:
+            done.append(CheckStep(name, True, act(), seconds=time.monotonic() - start))
+        except SiteError as error:
+            failed = True
+            done.append(CheckStep(name, False, error.message, error.remedy, time.monotonic() - start))
+        except (ValueError, KeyError, TypeError) as error:
+            failed = True
+            message = f"The trainer's answer makes no sense ({type(error).__name__})."
+            done.append(CheckStep(name, False, message, "Compare the versions.", time.monotonic() - start))
+    return tuple(done)
+
+
+def _dataset(report: dict[str, Any]) -> DatasetReport:
+    return DatasetReport(
+        name=str(report["name"]),
+        title=str(report["title"]),
+        train_cases=int(report["train_cases"]),
+        validation_cases=int(report["validation_cases"]),
+        channels=tuple(str(channel) for channel in report["channels"]),
+        labels={int(number): str(name) for number, name in report["labels"].items()},
+        spacing=tuple(float(mm) for mm in report.get("spacing", ())),
+        shape=tuple(int(voxels) for voxels in report.get("shape", ())),
+        problems=tuple(str(problem) for problem in report.get("problems", ())),
+    )

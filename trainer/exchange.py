@@ -1,0 +1,272 @@
+"""One attempt at a site: pull → work → push.
+
+The spec is fetched and its signature verified, the global model fetched and verified, the work done, the update
+put, then the log, and *last of all* the manifest: its existence is the commit. When anything fails after the spec
+was readable, a manifest still tells the portal what and why.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trainer.contract import (
+    CONTRACT_VERSION,
+    ContractError,
+    Exit,
+    JobSpec,
+    Kind,
+    Manifest,
+    Stored,
+    metrics_token,
+    signed,
+    spec_from_json,
+    verified,
+)
+from trainer.failures import is_disk_full, is_out_of_memory
+from trainer.job import Fault, Outcome, Report, Site
+from trainer.reporting import Log, Reporter
+from trainer.transfer import Courier
+
+FAREWELL_PATIENCE = 30.0
+"""Seconds for telling the portal about a failure; the site's exit.json tells it anyway."""
+
+MOST_LOG = 8 * 1024 * 1024
+"""Bytes of the log that travel, its last ones; all of it stays at the site."""
+
+_DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+_RUN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?\Z")
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a run is started: the launch ticket, and what the site's administrator decided."""
+
+    run: str
+    spec_url: str
+    key: str
+    site: Site
+
+    @property
+    def folder(self) -> Path:
+        return self.site.run_dir(self.run)
+
+
+def job_from_json(document: Any) -> Job:
+    """Read the job as the launcher passes it. Raises :class:`Fault` BAD_JOB for anything else."""
+    try:
+        run, key = str(document["run"]), str(document["key"])
+        if not _RUN.match(run):
+            raise ValueError("run is not a lower-case DNS label")
+        bytes.fromhex(key)
+        return Job(
+            run=run,
+            spec_url=str(document["spec_url"]),
+            key=key,
+            site=Site(
+                data_root=Path(document["data_root"]),
+                work_dir=Path(document["work_dir"]),
+                threads=int(document.get("threads") or 0),
+            ),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Fault(Exit.BAD_JOB, f"The launcher's job is not valid: {error}.") from error
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the work gets: the verified spec, the fetched files, the site, the run's folder, whom to tell."""
+
+    spec: JobSpec
+    site: Site
+    folder: Path
+    model: Path
+    optimizer: Path | None
+    report: Report
+
+
+Work = Callable[[Inputs], Outcome]
+
+
+def train_or_evaluate(inputs: Inputs) -> Outcome:
+    """Do the work that the spec names."""
+    # Imported here: torch and MONAI cost seconds, which a job that cannot start should not.
+    spec = inputs.spec
+    if spec.kind is Kind.EVALUATE:
+        from trainer.evaluate import evaluate
+
+        return evaluate(spec, site=inputs.site, run_dir=inputs.folder, model=inputs.model, report=inputs.report)
+    from trainer.train import train
+
+    return train(
+        spec,
+        site=inputs.site,
+        run_dir=inputs.folder,
+        model=inputs.model,
+        optimizer=inputs.optimizer,
+        report=inputs.report,
+    )
+
+
+@dataclass
+class _Ledger:
+    """What a run has done so far; becomes the manifest."""
+
+    outcome: Outcome = field(default_factory=Outcome)
+    update: Stored | None = None
+    optimizer: Stored | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def exchange(
+    job: Job, *, log: Log, settle: Callable[[Exit, str], None], work: Work = train_or_evaluate, patience: float = 900.0
+) -> Exit:
+    """Carry out the job and return its exit code.
+
+    ``settle`` is told code and message once the manifest is in the store and before the portal is woken.
+    """
+    courier = Courier(patience=patience, say=lambda message: log.say(message, level="warning"))
+    try:
+        spec = _read_spec(job, courier)
+    except Exception as error:
+        # Nothing in an unverified spec may be used, not even its address for a manifest.
+        code, message = _explained(error, log)
+        settle(code, message)
+        return code
+    report = Reporter(spec.run, log=log, folder=job.folder, url=spec.metrics_url, token=metrics_token(job.key))
+    ledger = _Ledger()
+    try:
+        _pull_work_push(spec, job, ledger, courier, report, work)
+        code, message = Exit.OK, "Finished."
+        log.say("the result is in the object store")
+    except Exception as error:
+        code, message = _explained(error, log)
+        courier.patience = min(courier.patience, FAREWELL_PATIENCE)
+    try:
+        _push_log(spec, job, courier)
+        courier.put(
+            spec.manifest, signed(_manifest(spec, ledger, report, code, message).to_json(), job.key), "the manifest"
+        )
+    except Exception as error:
+        lost, reason = _explained(error, log)
+        if code is Exit.OK:  # without its manifest the result never happened; an earlier reason stays the reason
+            code, message = lost, reason
+    settle(code, message)
+    report.finish()
+    return code
+
+
+def _read_spec(job: Job, courier: Courier) -> JobSpec:
+    data = courier.fetch_bytes(job.spec_url, "the job")
+    try:
+        document = verified(data, job.key)
+    except ContractError as error:
+        raise Fault(Exit.BAD_SIGNATURE) from error
+    try:
+        spec = spec_from_json(document)
+    except ContractError as error:
+        raise Fault(Exit.BAD_JOB, f"({error})") from error
+    if spec.run != job.run:
+        raise Fault(Exit.BAD_JOB, f"The job is that of {spec.run}, not of {job.run}.")
+    return spec
+
+
+def _pull_work_push(spec: JobSpec, job: Job, ledger: _Ledger, courier: Courier, report: Reporter, work: Work) -> None:
+    if not _DATASET.match(spec.dataset):
+        raise Fault(Exit.NO_DATASET, "Its name is not that of a folder.")
+    folder = job.folder
+    start = time.monotonic()
+    report.say("fetching the global model", round=spec.round, bytes=spec.model.size)
+    model = folder / "model.safetensors"
+    courier.fetch(spec.model, model, "the global model")
+    optimizer = None
+    if spec.optimizer_in is not None:
+        optimizer = folder / "optimizer-in.safetensors"
+        courier.fetch(spec.optimizer_in, optimizer, "the optimizer's state")
+    ledger.seconds["pull"] = time.monotonic() - start
+
+    ledger.outcome = work(Inputs(spec, job.site, folder, model, optimizer, report))
+
+    start = time.monotonic()
+    if spec.update is not None and spec.kind is Kind.TRAIN:
+        if ledger.outcome.update is None:
+            raise Fault(Exit.UNEXPECTED, "The training returned no update.")
+        ledger.update = courier.put(spec.update, ledger.outcome.update, "the update")
+    if spec.optimizer_out is not None and ledger.outcome.optimizer is not None:
+        ledger.optimizer = courier.put(spec.optimizer_out, ledger.outcome.optimizer, "the optimizer's state")
+    ledger.seconds["push"] = time.monotonic() - start
+
+
+def _push_log(spec: JobSpec, job: Job, courier: Courier) -> None:
+    with (job.folder / "log.txt").open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_LOG))
+        courier.put(spec.log, file.read(), "the log")
+
+
+def _manifest(spec: JobSpec, ledger: _Ledger, report: Reporter, code: Exit, message: str) -> Manifest:
+    outcome = ledger.outcome
+    return Manifest(
+        run=spec.run,
+        experiment=spec.experiment,
+        round=spec.round,
+        site=spec.site,
+        attempt=spec.attempt,
+        kind=spec.kind,
+        exit_code=int(code),
+        message=message,
+        train_cases=outcome.train_cases,
+        validation_cases=outcome.validation_cases,
+        steps=outcome.steps,
+        # A failed run has no update, whatever part of it reached the store.
+        update=ledger.update if code is Exit.OK else None,
+        optimizer=ledger.optimizer if code is Exit.OK else None,
+        metrics=report.for_manifest(),
+        seconds={**{name: float(value) for name, value in outcome.seconds.items()}, **ledger.seconds},
+        versions=versions(),
+    )
+
+
+def versions() -> Mapping[str, str]:
+    """Return what this trainer is made of."""
+    found = {"contract": str(CONTRACT_VERSION), "python": platform.python_version()}
+    for package in ("torch", "monai"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def _explained(error: Exception, log: Log) -> tuple[Exit, str]:
+    """Return code and sentence for what went wrong; the traceback goes into the log, for those who look."""
+    fault = _as_fault(error)
+    text = "".join(traceback.format_exception(error))
+    log.say(fault.message, level="error", exit_code=int(fault.exit), traceback=text)
+    return fault.exit, fault.message
+
+
+def _as_fault(error: Exception) -> Fault:
+    if isinstance(error, Fault):
+        return error
+    causes = _causes(error)
+    if any(is_disk_full(cause) for cause in causes):
+        return Fault(Exit.DISK_FULL)
+    if any(is_out_of_memory(cause) for cause in causes):
+        return Fault(Exit.OUT_OF_MEMORY)
+    return Fault(Exit.UNEXPECTED, f"({type(error).__name__})")
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
