@@ -16,6 +16,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from trainer.contract import Exit
 from trainer.phantoms import dataset, main, template
@@ -159,6 +160,13 @@ def test_the_tumour_can_be_learned(demo, site):
     ]
     assert np.mean(dice) > 0.6
     assert np.mean(dice) < 0.99  # nor is it painted on
+
+
+@pytest.mark.parametrize("site", ["a", "b", "c"])
+def test_a_tumour_hangs_together(demo, site):
+    for label in label_volumes(demo / site / DATASET):
+        for part in (label > 0, label > 1):
+            assert ndimage.label(part)[1] == 1
 
 
 def test_some_tumours_do_not_enhance_and_most_do(demo):

@@ -29,7 +29,7 @@ class Profile:
 
 _LOOKS = (
     (Look(), Tumours()),
-    (Look(noise=0.05, bias=0.17, gamma=0.85, units=(150, 400)), Tumours(radius=22, non_enhancing=0.2)),
+    (Look(noise=0.045, bias=0.15, gamma=0.85, units=(150, 400)), Tumours(radius=22, non_enhancing=0.2)),
     (
         Look(noise=0.04, bias=0.15, gamma=1.25, slice_mm=6, units=(2000, 4000)),
         Tumours(radius=31, non_enhancing=0.3),

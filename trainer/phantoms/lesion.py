@@ -20,7 +20,7 @@ class Tumours:
     of cases without any enhancement."""
 
     radius: float = 26.0
-    smallest: float = 9.0
+    smallest: float = 14.0
     largest: float = 45.0
     non_enhancing: float = 0.1
 
@@ -48,7 +48,7 @@ def seed_lesion(rng: Generator, frame: Frame, *, wm: np.ndarray, brain: np.ndarr
     chance = (wm.astype(np.float64) ** 2 * np.clip((depth - 8) / 12, 0, 1)).ravel()
     chosen = np.searchsorted(np.cumsum(chance), rng.random() * chance.sum(), side="right")
     place = np.unravel_index(min(int(chosen), chance.size - 1), wm.shape)
-    radius = float(np.clip(tumours.radius * np.exp(rng.normal(0, 0.28)), tumours.smallest, tumours.largest))
+    radius = float(np.clip(tumours.radius * np.exp(rng.normal(0, 0.25)), tumours.smallest, tumours.largest))
     return Lesion(
         centre=((np.array(place) - (frame.size - 1) / 2) * frame.voxel).astype(np.float32),
         radius=radius,
@@ -66,11 +66,12 @@ def labels(rng: Generator, frame: Frame, tissues: Tissues, lesion: Lesion) -> np
     distance = _uneven_distance(rng, frame, lesion.centre)
     outer, inner = (_ragged(rng, frame.size) for _ in range(2))
     brain = tissues.brain > 0.5
-    spread = distance / lesion.radius * (1 + 0.22 * outer) / (0.72 + 0.5 * tissues.wm)
+    spread = distance / lesion.radius * (1 + 0.18 * outer) / (0.8 + 0.45 * tissues.wm)
     edema = (spread < 1) & brain & (tissues.csf < 0.5)
     depth = distance / lesion.core * (1 + 0.2 * inner)
     core = (depth < 1) & brain
     core.flat[np.argmin(distance)] = True
+    core = _around(core, distance)
 
     label = np.zeros(brain.shape, dtype=np.uint8)
     label[_around(edema | core, distance)] = EDEMA

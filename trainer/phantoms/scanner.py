@@ -29,10 +29,10 @@ class Signal:
 
 
 SIGNALS = {
-    "FLAIR": Signal(csf=0.10, gm=0.58, wm=0.48, texture=-0.3, edema=0.98, non_enhancing=0.74, enhancing=0.84),
+    "FLAIR": Signal(csf=0.10, gm=0.58, wm=0.48, texture=-0.3, edema=1.06, non_enhancing=0.84, enhancing=0.92),
     "T1w": Signal(csf=0.17, gm=0.62, wm=0.86, texture=1.0, edema=0.55, non_enhancing=0.36, enhancing=0.50),
     "t1gd": Signal(csf=0.17, gm=0.62, wm=0.84, texture=1.0, edema=0.54, non_enhancing=0.32, enhancing=1.25),
-    "T2w": Signal(csf=1.05, gm=0.62, wm=0.42, texture=-0.4, edema=0.92, non_enhancing=0.98, enhancing=0.76),
+    "T2w": Signal(csf=1.05, gm=0.62, wm=0.42, texture=-0.4, edema=0.96, non_enhancing=1.02, enhancing=0.80),
 }
 
 
@@ -54,7 +54,7 @@ def scan(rng: Generator, frame: Frame, tissues: Tissues, label: np.ndarray, look
     brain = tissues.brain > 0.5
     # Borders between tumour parts are as soft as a voxel, the labels are not: as in life.
     soft = {part: ndimage.gaussian_filter((label == part).astype(np.float32), 0.45) for part in (1, 2, 3)}
-    contrast = rng.uniform(0.65, 1.05)
+    contrast = rng.uniform(0.8, 1.1)
     patchy = 1 + 0.1 * smooth_noise(rng, 14, frame.size)
     noise = look.noise * np.exp(rng.normal(0, 0.15))
     thickness = np.sqrt(max(0.0, look.slice_mm**2 - frame.voxel**2)) / 2.355 / frame.voxel
