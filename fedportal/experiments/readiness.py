@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from django.db.models import Prefetch
+
 from fedportal.aggregation.strategies import refusal
 from fedportal.experiments.models import Experiment, Participation
 from fedportal.experiments.plan import problems_of, task_signature
@@ -27,7 +29,8 @@ class Check:
 
 def checklist(experiment: Experiment) -> list[Check]:
     """Return every precondition of a start, fulfilled or not, in the order of the composer's sections."""
-    parts = list(experiment.participations.select_related("site", "dataset"))
+    sites = Prefetch("site", queryset=Site.objects.with_last_check())
+    parts = list(experiment.participations.select_related("dataset__site").prefetch_related(sites))
     problems = problems_of(experiment.plan)
     task = {name: text for name, text in problems.items() if name.startswith("task.")}
     recipe = {name: text for name, text in problems.items() if name not in task}
@@ -53,8 +56,8 @@ def site_problem(site: Site) -> str:
             step = (site.last_check and site.last_check.first_problem) or {"message": "the last check failed"}
             return f"{site} has a problem: {step['message']} {step.get('remedy') or ''}".strip()
         case Health.STALE:
-            return f"{site} was not heard from for a day. Ask for a check on its page."
-    return f"{site} was not checked yet. Ask for a check on its page."
+            return f"{site} was not heard from for a day. Ask its steward or an operator for a check."
+    return f"{site} was not checked yet. Ask its steward or an operator for a check."
 
 
 def dataset_problem(dataset: Dataset) -> str:

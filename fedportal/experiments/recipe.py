@@ -57,6 +57,14 @@ class Setting:
             return Experiment._meta.get_field(self.name).get_default()
         return _DEFAULTS[self.name]
 
+    @property
+    def range_text(self) -> str:
+        """Return range and default in words: “0 to 0.9, default 0.”"""
+        limits = "" if self.low is None else f"{_number(self.low)} to {_number(self.high)}"
+        default = "" if self.kind is Kind.YES_NO else f"default {self.show(self.default)}"
+        text = ", ".join(filter(None, [limits, default]))
+        return f"{text[:1].upper()}{text[1:]}." if text else ""
+
     def show(self, value: Any) -> str:
         """Return the value as people read it, with its unit."""
         if value is None or value == "":
@@ -70,8 +78,12 @@ class Setting:
         elif self.kind in (Kind.WHOLE_TRIPLE, Kind.NUMBER_TRIPLE):
             text = " × ".join(f"{part:g}" for part in value)
         else:
-            text = str(value) if isinstance(value, int) else f"{value:g}"
+            text = _number(value)
         return f"{text} {self.unit}".rstrip()
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from fedportal.experiments import services
 from fedportal.experiments.lifecycle import MoveRefused
 from fedportal.experiments.models import Attempt, Experiment, Round, SiteRun
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
-from fedportal.sites.models import SiteCheck
-from tests.factories import ada, eve, make_dataset, make_experiment, make_plan, make_site, make_user
+from tests.factories import ada, make_experiment
 
 pytestmark = pytest.mark.django_db
 

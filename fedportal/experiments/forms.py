@@ -1,0 +1,324 @@
+"""The composer's forms: one for each section, made from the table of settings. They hold every rule about input.
+
+A draft may be incomplete, but never wrong: :meth:`SectionForm.save` stores what was understood, the rest stays on the
+page as it was typed, with what to do about it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from django import forms
+
+from fedportal.accounts.models import User
+from fedportal.aggregation.strategies import refusal
+from fedportal.experiments import services
+from fedportal.experiments.models import Experiment
+from fedportal.experiments.plan import MAX_REGION_NAME, merged, nested, problems_of, region_text
+from fedportal.experiments.recipe import Group, Kind, Setting, of_section, value_of
+from fedportal.experiments.states import ExperimentState
+from fedportal.sites.models import Dataset
+
+SEPARATORS = re.compile(r"[\s,;x×–]+")
+
+
+class NumbersField(forms.CharField):
+    """Several numbers in one line, separated by commas, blanks or “×”; empty is ``None`` where that is allowed."""
+
+    def __init__(self, setting: Setting, **kwargs: Any) -> None:
+        self.setting = setting
+        self.is_whole = setting.kind in (Kind.WHOLES, Kind.WHOLE_TRIPLE)
+        self.count = None if setting.kind is Kind.WHOLES else 3
+        super().__init__(**kwargs)
+
+    @property
+    def example(self) -> str:
+        return {Kind.WHOLES: "8, 16, 32", Kind.WHOLE_TRIPLE: "128 × 128 × 64"}.get(self.setting.kind, "1.5 × 1.5 × 2")
+
+    def prepare_value(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return (" × " if self.count else ", ").join(f"{part:g}" for part in value)
+        return value
+
+    def to_python(self, value: Any) -> list[float] | None:
+        text = super().to_python(value)
+        if not text:
+            return None
+        kind = "whole numbers" if self.is_whole else "numbers"
+        try:
+            numbers = [(int if self.is_whole else float)(part) for part in SEPARATORS.split(text.strip()) if part]
+        except ValueError as error:
+            raise forms.ValidationError(f"Write {kind} like {self.example}.") from error
+        if self.count and len(numbers) != self.count:
+            raise forms.ValidationError(f"Write three {kind} like {self.example}, one for each direction.")
+        low, high = self.setting.low, self.setting.high
+        wrong = [f"{number:g}" for number in numbers if not low <= number <= high]
+        if wrong:
+            raise forms.ValidationError(f"Each number must be between {low:g} and {high:g}; {wrong[0]} is not.")
+        return numbers
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return super().has_changed(self.prepare_value(initial), data)
+
+
+class RegionsField(forms.CharField):
+    """Regions, one a line: ``name: label numbers``."""
+
+    widget = forms.Textarea(attrs={"rows": 4, "spellcheck": "false"})
+
+    def prepare_value(self, value: Any) -> Any:
+        return region_text(value) if isinstance(value, list | tuple) else value
+
+    def to_python(self, value: Any) -> list[dict[str, Any]]:
+        regions = []
+        for line in (super().to_python(value) or "").splitlines():
+            if not line.strip():
+                continue
+            name, colon, numbers = line.rpartition(":")
+            name = name.strip()
+            parts = [part for part in SEPARATORS.split(numbers.strip()) if part]
+            if not colon or not name or not parts or not all(part.isdecimal() and len(part) < 6 for part in parts):
+                raise forms.ValidationError(
+                    f"“{line.strip()[:60]}”: write a name, a colon and label numbers, like WT: 1, 2, 3."
+                )
+            if len(name) > MAX_REGION_NAME:
+                raise forms.ValidationError(f"“{name[:60]}”: a region's name has at most {MAX_REGION_NAME} characters.")
+            regions.append({"name": name, "labels": [int(part) for part in parts]})
+        return regions
+
+
+def field_of(setting: Setting) -> forms.Field:
+    """Return the form field of a setting, with help, unit, range and default."""
+    common: dict[str, Any] = {
+        "label": setting.label,
+        "help_text": " ".join(filter(None, [setting.help, setting.range_text])),
+        "required": not setting.optional,
+    }
+    match setting.kind:
+        case Kind.CHOICE:
+            field: forms.Field = forms.ChoiceField(choices=setting.choices, **common)
+        case Kind.YES_NO:
+            field = forms.BooleanField(**{**common, "required": False})
+        case Kind.WHOLE:
+            field = forms.IntegerField(min_value=int(setting.low), max_value=int(setting.high), **common)
+            field.error_messages["invalid"] = "Write a whole number."
+        case Kind.NUMBER:
+            # a text field: a number field would throw away what it cannot read instead of sending it
+            text = forms.TextInput(attrs={"inputmode": "decimal", "size": 12})
+            field = forms.FloatField(min_value=setting.low, max_value=setting.high, widget=text, **common)
+            field.error_messages["invalid"] = "Write a number with a decimal point, like 0.001."
+        case _:
+            field = NumbersField(setting, **common)
+    field.error_messages["required"] = f"{setting.label} is missing. {setting.range_text}"
+    field.unit = setting.unit
+    return field
+
+
+class SectionForm(forms.Form):
+    """A section of the composer. Knows the draft it edits, and turns its values into changes of it."""
+
+    section: ClassVar[str]
+    title: ClassVar[str]
+    required_css_class = "field--required"
+
+    def __init__(self, data: Any = None, *, experiment: Experiment, **kwargs: Any) -> None:
+        self.experiment = experiment
+        super().__init__(data, initial=self.values_of(experiment), **kwargs)
+        self.use_required_attribute = False  # an incomplete draft may be saved; the server says what is missing
+
+    @classmethod
+    def values_of(cls, experiment: Experiment) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def changes(self) -> dict[str, Any]:
+        """Return the arguments of ``services.update_draft`` for what was understood."""
+        raise NotImplementedError
+
+    def save(self, by: User) -> bool:
+        """Store what was understood; say whether that is all."""
+        is_complete = self.is_valid()
+        services.update_draft(experiment=self.experiment, by=by, **self.changes())
+        return is_complete
+
+
+class QuestionForm(SectionForm):
+    section, title = "question", "Question"
+
+    name = forms.CharField(
+        label="Name",
+        max_length=120,
+        help_text="A name that you will recognise in a list.",
+        error_messages={"required": "Give the experiment a name that you will recognise in a list."},
+    )
+    question = forms.CharField(
+        label="Question",
+        required=False,
+        max_length=4000,
+        widget=forms.Textarea(attrs={"rows": 4}),
+        help_text="What you want to find out, in a sentence or two. It stands on the experiment's page and in its report.",
+    )
+
+    @classmethod
+    def values_of(cls, experiment: Experiment) -> dict[str, Any]:
+        return {"name": experiment.title, "question": experiment.question}
+
+    def changes(self) -> dict[str, Any]:
+        renamed = {"name": "title"}
+        return {"fields": {renamed.get(name, name): value for name, value in self.cleaned_data.items()}}
+
+
+class SitesForm(SectionForm):
+    section, title = "sites", "Sites and datasets"
+
+    datasets = forms.ModelMultipleChoiceField(
+        queryset=Dataset.objects.none(),
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+        error_messages={
+            "invalid_choice": "A dataset that was chosen is no longer offered. Choose again.",
+            "invalid_pk_value": "“%(pk)s” is not a dataset. Choose from the list.",
+        },
+    )
+
+    def __init__(self, data: Any = None, *, experiment: Experiment, **kwargs: Any) -> None:
+        super().__init__(data, experiment=experiment, **kwargs)
+        offered = Dataset.objects.filter(site__retired_at=None, is_available=True)
+        chosen = Dataset.objects.filter(participations__experiment=experiment)
+        self.fields["datasets"].queryset = (offered | chosen).select_related("site").distinct()
+
+    @classmethod
+    def values_of(cls, experiment: Experiment) -> dict[str, Any]:
+        return {"datasets": list(experiment.participations.values_list("dataset", flat=True))}
+
+    def clean_datasets(self) -> Iterable[Dataset]:
+        datasets = list(self.cleaned_data["datasets"])
+        at: dict[int, Dataset] = {}
+        for dataset in datasets:
+            if (other := at.setdefault(dataset.site_id, dataset)) != dataset:
+                raise forms.ValidationError(
+                    f"{dataset.site} takes part with one dataset: choose either {other.name} or {dataset.name}."
+                )
+        first = datasets[0] if datasets else None
+        for dataset in datasets:
+            if dataset.task_signature != first.task_signature:
+                raise forms.ValidationError(
+                    f"{first} and {dataset} cannot train one model: {difference(first, dataset)} "
+                    "Choose datasets with the same channels and labels."
+                )
+        return datasets
+
+    def changes(self) -> dict[str, Any]:
+        return {"participants": self.cleaned_data["datasets"]} if "datasets" in self.cleaned_data else {}
+
+
+def difference(one: Dataset, other: Dataset) -> str:
+    """Say in a sentence what two datasets do not have in common."""
+    if one.channels != other.channels:
+        return f"one has the channels {', '.join(one.channels)}, the other {', '.join(other.channels)}."
+    names = [", ".join(f"{n} {label}" for n, label in sorted(d.labels.items())) for d in (one, other)]
+    return f"one has the labels {names[0]}, the other {names[1]}."
+
+
+class SettingsForm(SectionForm):
+    """A section that is made from the table of settings, group by group."""
+
+    def __init__(self, data: Any = None, *, experiment: Experiment, **kwargs: Any) -> None:
+        self.settings = [setting for _, settings in of_section(self.section) for setting in settings]
+        super().__init__(data, experiment=experiment, **kwargs)
+        for setting in self.settings:
+            self.fields[setting.field] = field_of(setting)
+
+    @classmethod
+    def values_of(cls, experiment: Experiment) -> dict[str, Any]:
+        every = (setting for _, settings in of_section(cls.section) for setting in settings)
+        return {setting.field: value_of(experiment, setting) for setting in every}
+
+    def groups(self) -> list[tuple[Group, list[forms.BoundField], list[forms.BoundField], bool]]:
+        """Return for each group its plain fields, its advanced ones, and whether those need to be seen at once."""
+        rows = []
+        for group, settings in of_section(self.section):
+            plain = [self[setting.field] for setting in settings if not setting.advanced]
+            advanced = [self[setting.field] for setting in settings if setting.advanced]
+            rows.append((group, plain, advanced, any(field.errors for field in advanced)))
+        return rows
+
+    def plan_changes(self) -> dict[str, Any]:
+        known = {
+            s.name: self.cleaned_data[s.field] for s in self.settings if s.of_plan and s.field in self.cleaned_data
+        }
+        return nested(known)
+
+    def changes(self) -> dict[str, Any]:
+        fields = {
+            s.name: self.cleaned_data[s.field] for s in self.settings if not s.of_plan and s.field in self.cleaned_data
+        }
+        return {"plan": self.plan_changes(), "fields": fields}
+
+    def clean(self) -> None:
+        """Refuse values that are right one by one but not together."""
+        by_name = {setting.name: setting.field for setting in self.settings} | {"task.regions": "regions"}
+        for name, text in problems_of(merged(self.experiment.plan, self.plan_changes())).items():
+            field = by_name.get(name)
+            if field in self.fields and not self.errors.get(field):
+                self.add_error(field, f"{text[:1].upper()}{text[1:]}.")
+
+
+class RecipeForm(SettingsForm):
+    section, title = "recipe", "Recipe"
+
+    def __init__(self, data: Any = None, *, experiment: Experiment, **kwargs: Any) -> None:
+        super().__init__(data, experiment=experiment, **kwargs)
+        if self.labels():
+            self.fields["regions"] = RegionsField(
+                label="Regions",
+                help_text="What the model learns to outline, one region a line: a name, a colon and the label numbers it covers.",
+                error_messages={"required": "Name at least one region, like tumour: 1."},
+            )
+
+    def labels(self) -> dict[str, str]:
+        """Return the task's labels, number → name, without the background."""
+        labels = (self.experiment.plan.get("task") or {}).get("labels") or {}
+        return {number: name for number, name in labels.items() if number != "0"}
+
+    @classmethod
+    def values_of(cls, experiment: Experiment) -> dict[str, Any]:
+        regions = (experiment.plan.get("task") or {}).get("regions", [])
+        return super().values_of(experiment) | {"regions": regions}
+
+    def plan_changes(self) -> dict[str, Any]:
+        changes = super().plan_changes()
+        if "regions" in self.cleaned_data:
+            changes["task"] = {"regions": self.cleaned_data["regions"]}
+        return changes
+
+
+class RoundsForm(SettingsForm):
+    section, title = "rounds", "Rounds and aggregation"
+
+    def clean(self) -> None:
+        super().clean()
+        sites = self.experiment.participations.count()
+        quorum = self.cleaned_data.get("min_sites")
+        if sites and quorum and quorum > sites:
+            self.add_error("min_sites", f"Only {sites} take part: write a number from 1 to {sites}.")
+        strategy = self.cleaned_data.get("strategy")
+        trouble = strategy and sites and refusal(strategy, sites=sites)
+        if trouble:
+            self.add_error("strategy", trouble)
+
+
+SECTIONS: dict[str, type[SectionForm]] = {
+    form.section: form for form in (QuestionForm, SitesForm, RecipeForm, RoundsForm)
+}
+
+
+class FilterForm(forms.Form):
+    """What the list of experiments shows."""
+
+    search = forms.CharField(
+        required=False, max_length=100, label="Search", widget=forms.TextInput(attrs={"type": "search"})
+    )
+    state = forms.ChoiceField(required=False, choices=[("", "Any state"), *ExperimentState.choices()])
+    mine = forms.BooleanField(required=False, label="Only mine")

@@ -1,0 +1,228 @@
+"""Pages of the experiments: the list, the composer, and the acts. Live curves are the business of ``monitoring``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib import messages
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views import View
+from django.views.decorators.http import require_POST
+from django.views.generic import ListView
+
+from fedportal.accounts.models import User
+from fedportal.experiments import services
+from fedportal.experiments.forms import SECTIONS, FilterForm, SectionForm
+from fedportal.experiments.models import Experiment
+from fedportal.experiments.plan import PRESETS, differences, summary
+from fedportal.experiments.readiness import checklist
+from fedportal.experiments.recipe import GROUPS, of_section, value_of
+from fedportal.sites.models import Site
+from fedportal.ui.permissions import ComposerRequiredMixin, composer_required, require
+
+REVIEW = "review"
+TITLES = {name: form.title for name, form in SECTIONS.items()} | {REVIEW: "Review"}
+CLONES_OFFERED = 10
+NOT_YOURS = "You may look at this experiment, but only its owner or an operator may change it."
+
+
+def visible(request: HttpRequest, key: str) -> Experiment:
+    """Fetch an experiment that this person may see; a stranger's is not found."""
+    return get_object_or_404(
+        Experiment.objects.visible_to(request.user).select_related("owner", "cloned_from"), key=key
+    )
+
+
+def controlled(request: HttpRequest, key: str) -> Experiment:
+    """Fetch an experiment that this person may change; one that they may only see is refused."""
+    experiment = visible(request, key)
+    require(experiment.can_be_controlled_by(request.user), NOT_YOURS)
+    return experiment
+
+
+class ExperimentList(ListView):
+    paginate_by = 25
+    template_name = "experiments/experiment_list.html"
+
+    def get_queryset(self) -> QuerySet[Experiment]:
+        self.filter = FilterForm(self.request.GET)
+        self.filter.is_valid()
+        wanted = self.filter.cleaned_data
+        rows = Experiment.objects.visible_to(self.request.user).with_progress().select_related("owner")
+        return rows.matching(
+            state=wanted.get("state", ""),
+            owner=self.request.user if wanted.get("mine") else None,
+            search=wanted.get("search", ""),
+        )
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        asked = {name: value for name, value in self.request.GET.items() if name != "page" and value}
+        query = f"{urlencode(asked)}&" if asked else ""
+        context = super().get_context_data(filter=self.filter, is_filtered=bool(asked), query=query, **kwargs)
+        for experiment in context["object_list"]:
+            experiment.is_mine = experiment.can_be_controlled_by(self.request.user)
+        return context
+
+
+class NewExperiment(ComposerRequiredMixin, View):
+    """Where an experiment begins: a preset, or a copy of one that is there."""
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        others = Experiment.objects.visible_to(request.user).with_progress().select_related("owner")[:CLONES_OFFERED]
+        ready = sum(site.health == "healthy" for site in Site.objects.active().with_last_check())
+        return render(
+            request, "experiments/new.html", {"presets": PRESETS.values(), "others": others, "ready_sites": ready}
+        )
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        preset = request.POST.get("preset", "")
+        if preset not in PRESETS:
+            messages.error(request, "Choose one of the presets.")
+            return redirect("experiments:create")
+        experiment = services.create_draft(owner=request.user, preset=preset)
+        return redirect("experiments:edit", key=experiment.key)
+
+
+class Composer(View):
+    """One section of a draft. Every button saves what was typed; ``go`` says where to go then."""
+
+    def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
+        super().setup(request, *args, **kwargs)
+        self.section = kwargs.get("section", "question")
+
+    def get(self, request: HttpRequest, key: str, section: str = "question") -> HttpResponse:
+        experiment = self._draft(request, key)
+        if experiment is None:
+            return redirect("monitoring:experiment", key=key)
+        if section == REVIEW:
+            return self._render(experiment, "experiments/review.html", **_review(experiment))
+        return self._form_page(self._form_class(section)(experiment=experiment))
+
+    def post(self, request: HttpRequest, key: str, section: str = "question") -> HttpResponse:
+        experiment = self._draft(request, key)
+        if experiment is None:
+            return redirect("monitoring:experiment", key=key)
+        form = self._form_class(section)(request.POST, experiment=experiment)
+        if not form.save(request.user):
+            return self._form_page(form, status=422)
+        target = request.POST.get("go", "")
+        if target not in TITLES:
+            messages.success(request, "Draft saved.")
+            target = section
+        return redirect("experiments:edit", key=key, section=target)
+
+    def _draft(self, request: HttpRequest, key: str) -> Experiment | None:
+        experiment = controlled(request, key)
+        if experiment.is_draft:
+            return experiment
+        messages.info(request, services.NotADraft().message)
+        return None
+
+    def _form_class(self, section: str) -> type[SectionForm]:
+        if section not in SECTIONS:
+            raise Http404
+        return SECTIONS[section]
+
+    def _form_page(self, form: SectionForm, status: int = 200) -> HttpResponse:
+        order = list(TITLES)
+        place = order.index(form.section)
+        return self._render(
+            form.experiment,
+            f"experiments/section_{form.section}.html",
+            status,
+            form=form,
+            refused=sum(bool(field.errors) for field in form),
+            previous=order[place - 1] if place else "",
+            following=order[place + 1],
+        )
+
+    def _render(self, experiment: Experiment, template: str, status: int = 200, **context: Any) -> HttpResponse:
+        checks = checklist(experiment)
+        open_sections = {check.section for check in checks if not check.ok}
+        sections = [(name, title, name not in open_sections) for name, title in TITLES.items()]
+        context |= {
+            "experiment": experiment,
+            "section": self.section,
+            "title": TITLES[self.section],
+            "titles": TITLES,
+            "sections": sections,
+            "checks": checks,
+            "is_ready": not open_sections,
+        }
+        return render(self.request, template, context, status=status)
+
+
+def _review(experiment: Experiment) -> dict[str, Any]:
+    groups = []
+    for section in dict.fromkeys(group.section for group in GROUPS):
+        for group, settings in of_section(section):
+            rows = [(setting, setting.show(value_of(experiment, setting))) for setting in settings]
+            groups.append((group, rows))
+    return {
+        "sentence": summary(experiment),
+        "groups": groups,
+        "participations": experiment.participations.select_related("site", "dataset"),
+        "changed": differences(experiment.cloned_from, experiment) if experiment.cloned_from else [],
+    }
+
+
+# --- acts -------------------------------------------------------------------------------------------
+
+
+def _act(service: Callable[..., None], done: str) -> Callable[..., HttpResponse]:
+    @require_POST
+    def view(request: HttpRequest, key: str) -> HttpResponse:
+        experiment = controlled(request, key)
+        service(experiment=experiment, by=request.user)
+        messages.success(request, done)
+        return redirect("monitoring:experiment", key=key)
+
+    return view
+
+
+start = _act(services.start, "The experiment has started.")
+pause = _act(services.pause, "The experiment is paused.")
+resume = _act(services.resume, "The experiment goes on.")
+cancel = _act(services.cancel, "The experiment is being cancelled.")
+
+
+@require_POST
+@composer_required
+def clone(request: HttpRequest, key: str) -> HttpResponse:
+    twin = services.clone(experiment=visible(request, key), by=request.user)
+    messages.success(request, "This is your copy. Change what you like.")
+    return redirect("experiments:edit", key=twin.key)
+
+
+@require_POST
+def delete(request: HttpRequest, key: str) -> HttpResponse:
+    experiment = controlled(request, key)
+    services.delete_draft(experiment=experiment)
+    messages.success(request, f"The draft “{experiment.title}” is deleted.")
+    return redirect("experiments:list")
+
+
+@require_POST
+def retry(request: HttpRequest, key: str, slug: str) -> HttpResponse:
+    experiment = controlled(request, key)
+    site = get_object_or_404(Site, slug=slug, participations__experiment=experiment)
+    services.retry_site(experiment=experiment, site=site, by=request.user)
+    messages.success(request, f"{site} tries again.")
+    return redirect("monitoring:experiment", key=key)
+
+
+@require_POST
+def share(request: HttpRequest, key: str) -> HttpResponse:
+    experiment = controlled(request, key)
+    username = request.POST.get("username", "").strip()
+    user = User.objects.filter(username=username, is_active=True).first()
+    if user is None:
+        messages.error(request, f"There is nobody with the user name “{username[:150]}”.")
+    else:
+        services.share(experiment=experiment, user=user, by=request.user)
+        messages.success(request, f"{user} can see the experiment now.")
+    return redirect("monitoring:experiment", key=key)
