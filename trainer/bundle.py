@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from trainer import metrics, networks, weights
-from trainer.contract import TrainingPlan, plan_from_json
+from trainer.contract import Exit, TrainingPlan, plan_from_json
 from trainer.failures import machine_faults
 from trainer.images import AXES, AXIS_LABELS
+from trainer.job import Fault
 
 VERSION = "1.0.0"
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -26,20 +27,24 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 """The zip's time stamps: the same model packs to the same bytes."""
 
 
-def build_bundle(*, model: Path, recipe: Mapping[str, Any], out: Path) -> None:
+def build(model: Path, recipe: Path, out: Path) -> None:
     """Write the bundle of ``model`` (safetensors) to ``out``.
 
-    ``recipe``: a training plan as JSON, or a document with one under ``plan``; the other entries of such a document
-    (experiment, round, measured values) are kept in the bundle's metadata under ``fedportal``. Raises ContractError for
-    a plan that is none and :class:`Fault` MODEL_MISMATCH where model and plan do not fit.
+    ``recipe``: a JSON file with a training plan, or a document with one under ``plan``; the other entries of such a
+    document (experiment, round, measured values) are kept in the bundle's metadata under ``fedportal``. Raises
+    :class:`Fault` BAD_JOB for a recipe without a plan and MODEL_MISMATCH where model and plan do not fit.
     """
-    plan = plan_from_json(recipe.get("plan", recipe))
+    try:
+        document = json.loads(recipe.read_bytes())
+        plan = plan_from_json(document.get("plan", document))
+    except (ValueError, AttributeError) as error:
+        raise Fault(Exit.BAD_JOB, f"{recipe.name} has no training plan: {error}") from error
     network = networks.build(plan.task, plan.network)
     weights.load_model(model, network)
     state = io.BytesIO()
     torch.save(network.state_dict(), state)
     files = {
-        "configs/metadata.json": _json(metadata(plan, recipe)),
+        "configs/metadata.json": _json(metadata(plan, document)),
         "configs/inference.json": _json(inference(plan)),
         "docs/README.md": readme(plan).encode(),
         "models/model.pt": state.getvalue(),

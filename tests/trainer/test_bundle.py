@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.conftest import BRAIN, Recorder, changed, make_spec, save, volumes
+from tests.trainer.conftest import Recorder, changed, make_spec, save, volumes
 from trainer import networks, weights
-from trainer.bundle import build_bundle
+from trainer.bundle import build
 from trainer.cases import Case
-from trainer.contract import ContractError, Exit, plan_from_json
+from trainer.contract import Exit, plan_from_json
 from trainer.evaluate import predict, recipe_for
 from trainer.images import read_case
 from trainer.initial import init
@@ -34,6 +34,11 @@ monai.bundle.run(config_file="configs/inference.json", meta_file="configs/metada
 SCANNER = np.array([[0.0, -1.5, 0, 10], [2.0, 0, 0, -5], [0, 0, -3.0, 7], [0, 0, 0, 1]])
 
 
+def pack(folder: Path, recipe, name: str = "b.zip") -> None:
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    build(folder / "model.safetensors", folder / "recipe.json", folder / name)
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -44,7 +49,7 @@ SCANNER = np.array([[0.0, -1.5, 0, 10], [2.0, 0, 0, -5], [0, 0, -3.0, 7], [0, 0,
 def test_the_bundle_segments_like_the_trainer_with_monai_alone(plan, tmp_path: Path, name, changes):
     plan = changed(plan, **changes)
     init(plan, tmp_path / "model.safetensors")
-    build_bundle(model=tmp_path / "model.safetensors", recipe={"plan": plan.to_json()}, out=tmp_path / "b.zip")
+    pack(tmp_path, {"plan": plan.to_json()})
     image, label = volumes(5, shape=(20, 17, 13))
     save(tmp_path / "images" / "CASE.nii.gz", image, SCANNER)
     save(tmp_path / "label.nii.gz", label, SCANNER)
@@ -89,8 +94,7 @@ def test_the_bundle_segments_like_the_trainer_with_monai_alone(plan, tmp_path: P
 
 def test_the_bundle_follows_the_layout_that_monai_specifies(plan, tmp_path: Path):
     init(plan, tmp_path / "model.safetensors")
-    recipe = {"plan": plan.to_json(), "experiment": "abcd", "round": 12}
-    build_bundle(model=tmp_path / "model.safetensors", recipe=recipe, out=tmp_path / "b.zip")
+    pack(tmp_path, {"plan": plan.to_json(), "experiment": "abcd", "round": 12})
     archive = zipfile.ZipFile(tmp_path / "b.zip")
     assert set(archive.namelist()) == {
         f"brats_unet/{name}"
@@ -107,7 +111,7 @@ def test_the_bundle_follows_the_layout_that_monai_specifies(plan, tmp_path: Path
 def test_the_same_model_packs_to_the_same_bytes(plan, tmp_path: Path):
     init(plan, tmp_path / "model.safetensors")
     for name in ("a.zip", "b.zip"):
-        build_bundle(model=tmp_path / "model.safetensors", recipe=plan.to_json(), out=tmp_path / name)
+        pack(tmp_path, plan.to_json(), name)
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
@@ -115,11 +119,13 @@ def test_a_model_of_another_network_is_not_packed(plan, tmp_path: Path):
     init(plan, tmp_path / "model.safetensors")
     other = changed(plan, network={"channels": (8, 16)})
     with pytest.raises(Fault) as caught:
-        build_bundle(model=tmp_path / "model.safetensors", recipe=other.to_json(), out=tmp_path / "b.zip")
+        pack(tmp_path, other.to_json())
     assert caught.value.exit is Exit.MODEL_MISMATCH
     assert not (tmp_path / "b.zip").exists()
 
 
-def test_a_recipe_without_a_plan_is_refused(tmp_path: Path):
-    with pytest.raises(ContractError):
-        build_bundle(model=tmp_path / "none", recipe={"task": {"name": BRAIN.name}}, out=tmp_path / "b.zip")
+@pytest.mark.parametrize("recipe", [[], {}, {"task": {"name": "BRATS"}}, {"plan": 5}])
+def test_a_recipe_without_a_plan_is_refused(tmp_path: Path, recipe):
+    with pytest.raises(Fault, match="no training plan") as caught:
+        pack(tmp_path, recipe)
+    assert caught.value.exit is Exit.BAD_JOB
