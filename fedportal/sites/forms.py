@@ -26,14 +26,36 @@ def clean_folder(value: str) -> str:
     return folder
 
 
-class SecretField(forms.CharField):
-    """A credential that can be written and never read: a stored value is not rendered. Empty means: keep it."""
+class WriteOnlyTextarea(forms.Textarea):
+    """A text area that shows nothing: neither what is stored nor what was typed into a form that is shown again."""
 
-    widget = forms.PasswordInput(attrs={"autocomplete": "new-password"}, render_value=False)
+    def format_value(self, value: Any) -> None:
+        return None
 
-    def __init__(self, **options: Any) -> None:
-        options = {"required": False, "strip": False, "help_text": "Leave empty to keep what is stored.", **options}
-        super().__init__(**options)
+
+class CredentialsField(forms.CharField):
+    """Credentials, ``name = value`` a line, that can be written and never read.
+
+    Cleans to a dictionary. A name without a value (``token =``) forgets what is stored under it; an empty field keeps
+    everything.
+    """
+
+    widget = WriteOnlyTextarea(attrs={"rows": 3, "autocomplete": "off", "spellcheck": "false"})
+
+    def to_python(self, value: Any) -> dict[str, str]:
+        credentials = {}
+        for line in super().to_python(value).splitlines():
+            name, equals, secret = (part.strip() for part in line.partition("="))
+            if not (line := line.strip()):
+                continue
+            if not equals or not name.isidentifier():
+                # The line itself is not repeated: it may be the secret.
+                raise forms.ValidationError("Write one credential a line: name = value.", code="shape")
+            credentials[name] = secret
+        return credentials
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return bool(data)
 
 
 class SiteForm(forms.ModelForm):
@@ -54,8 +76,6 @@ class SiteForm(forms.ModelForm):
     threads = forms.IntegerField(
         min_value=1, max_value=256, initial=1, help_text="Processor threads that one site run may use here."
     )
-    secret_fields: tuple[str, ...] = ()
-    """Names of the :class:`SecretField` fields; the local connector has none."""
 
     class Meta:
         model = Site
@@ -98,18 +118,28 @@ class SiteForm(forms.ModelForm):
         known = {name: self.cleaned_data[name] for name in ("data_root", "work_dir", "threads")}
         return {**self.instance.config, **known}
 
-    def written_secrets(self) -> dict[str, str]:
-        """Credentials that were typed in now."""
-        return {name: self.cleaned_data[name] for name in self.secret_fields if self.cleaned_data.get(name)}
-
     def store(self) -> Site:
         """Register the site or bring it up to date, through the service; its check is due at once."""
         values = {name: self.cleaned_data[name] for name in ("name", "city", "contact", "connector")}
         values |= {
             "config": self.connector_config(),
             "stewards": list(self.cleaned_data["stewards"]),
-            "secrets": self.written_secrets(),
+            "secrets": self.cleaned_data.get("credentials"),
         }
         if self.instance._state.adding:
             return services.register(slug=self.cleaned_data["slug"], **values)
         return services.update(self.instance, **values)
+
+
+class SiteAdminForm(SiteForm):
+    """The admin's form: also the credentials of connectors that need some (the local one needs none)."""
+
+    credentials = CredentialsField(
+        required=False,
+        help_text="One a line: name = value. Leave empty to keep what is stored; “name =” forgets one.",
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        stored = ", ".join(sorted(self.instance.secrets)) or "nothing"
+        self.fields["credentials"].help_text += f" Stored now: {stored}."

@@ -61,18 +61,23 @@ def register(
 def update(
     site: Site, *, stewards: list[User] | None = None, secrets: dict[str, str] | None = None, **fields: Any
 ) -> Site:
-    """Change a site and have it checked anew. ``secrets`` are merged over the stored ones; the slug never changes."""
+    """Change a site and have it checked anew; the slug never changes.
+
+    ``secrets`` are merged over the stored ones; an empty value forgets one.
+    """
     if "slug" in fields and fields["slug"] != site.slug:
         raise DomainError("The short name of a site cannot change: run names and object keys are made of it.")
-    for name, value in fields.items():
-        setattr(site, name, value)
+    values = dict(fields)
     if secrets:
-        site.secrets = {**site.secrets, **secrets}
+        merged = {**site.secrets, **secrets}
+        values["secrets"] = {name: value for name, value in merged.items() if value}
     if not site.is_retired:
-        site.check_due_at = timezone.now()
+        values["check_due_at"] = timezone.now()
+    for name, value in values.items():
+        setattr(site, name, value)
     site.full_clean()
     with transaction.atomic():
-        site.save()
+        site.save(update_fields=values)  # what the orchestrator wrote meanwhile stays
         if stewards is not None:
             site.stewards.set(stewards)
     return site

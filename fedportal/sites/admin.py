@@ -1,0 +1,127 @@
+"""Sites in the admin: register and change them, check them, see what the last checks found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.forms import ModelForm
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
+from django.shortcuts import get_object_or_404, redirect
+from django.urls import path
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from fedportal.sites import services
+from fedportal.sites.forms import SiteAdminForm
+from fedportal.sites.models import Dataset, Site, SiteCheck
+from fedportal.ui.errors import DomainError
+from fedportal.ui.permissions import require
+from fedportal.ui.templatetags.ui import ago, badge, state_badge
+
+CHECKS_SHOWN = 5
+
+
+class _ReadOnlyInline(admin.TabularInline):
+    extra = 0
+    can_delete = False
+    show_change_link = False
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class SiteCheckInline(_ReadOnlyInline):
+    model = SiteCheck
+    verbose_name_plural = "Last checks"
+    fields = ["result", "at", "what_was_found"]
+    readonly_fields = fields
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[SiteCheck]:
+        site = request.resolver_match.kwargs.get("object_id")
+        newest = SiteCheck.objects.filter(site=site).values("pk")[:CHECKS_SHOWN]
+        return super().get_queryset(request).filter(pk__in=list(newest.values_list("pk", flat=True)))
+
+    @admin.display
+    def result(self, check: SiteCheck) -> SafeString:
+        return badge("good", "In order") if check.ok else badge("bad", "Problem")
+
+    @admin.display
+    def what_was_found(self, check: SiteCheck) -> SafeString:
+        """The site's own words, and the remedy of the step that failed."""
+        rows = ((step["name"], step["message"], step["remedy"] if step["ok"] is False else "") for step in check.steps)
+        return format_html_join("", "<div><strong>{}</strong> {} <em>{}</em></div>", rows)
+
+
+class DatasetInline(_ReadOnlyInline):
+    model = Dataset
+    fields = ["name", "title", "train_cases", "validation_cases", "is_available", "seen_at"]
+    readonly_fields = fields
+
+
+@admin.register(Site)
+class SiteAdmin(admin.ModelAdmin):
+    form = SiteAdminForm
+    list_display = ["name", "slug", "city", "connector", "health_badge", "last_contact", "is_in_use"]
+    list_filter = ["connector"]
+    search_fields = ["name", "slug", "city"]
+    actions = ["check_now"]
+    inlines = [SiteCheckInline, DatasetInline]
+    readonly_fields = ["health_badge", "registered_at", "last_contact_at", "check_due_at"]
+    fieldsets = [
+        ("The hospital", {"fields": ["name", "slug", "city"]}),
+        ("Connection", {"fields": ["connector", "data_root", "work_dir", "threads"]}),
+        ("Credentials", {"fields": ["credentials"], "description": "Stored encrypted. They are never shown again."}),
+        ("People", {"fields": ["stewards", "contact"]}),
+        ("Condition", {"fields": ["health_badge", "last_contact_at", "check_due_at", "registered_at"]}),
+    ]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Site]:
+        return super().get_queryset(request).with_last_check()
+
+    def get_inlines(self, request: HttpRequest, obj: Site | None) -> list:
+        return self.inlines if obj else []
+
+    def save_model(self, request: HttpRequest, obj: Site, form: ModelForm, change: bool) -> None:
+        obj.pk = form.store().pk
+
+    @admin.display(description="health")
+    def health_badge(self, site: Site) -> SafeString:
+        return state_badge(site.health)
+
+    @admin.display(description="last contact", ordering="last_contact_at")
+    def last_contact(self, site: Site) -> str:
+        return ago(site.last_contact_at)
+
+    @admin.display(description="in use", boolean=True)
+    def is_in_use(self, site: Site) -> bool:
+        return not site.is_retired
+
+    @admin.action(description="Check now", permissions=["change"])
+    def check_now(self, request: HttpRequest, queryset: QuerySet[Site]) -> None:
+        asked = queryset.active()
+        for site in asked:
+            services.request_check(site)
+        self.message_user(request, f"A check of {len(asked)} site(s) is requested.", messages.SUCCESS)
+
+    def get_urls(self) -> list:
+        own = path("<path:object_id>/check/", self.admin_site.admin_view(self.check_view), name="sites_site_check")
+        return [own, *super().get_urls()]
+
+    def check_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """Answer the button “Check now” of one site."""
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        site = get_object_or_404(Site, pk=object_id)
+        require(self.has_change_permission(request, site))
+        try:
+            services.request_check(site)
+        except DomainError as refusal:
+            self.message_user(request, refusal.message, messages.ERROR)
+        else:
+            self.message_user(request, format_html("A check of {} is requested.", site), messages.SUCCESS)
+        return redirect("admin:sites_site_change", object_id)
