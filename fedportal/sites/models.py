@@ -41,7 +41,9 @@ class SiteQuerySet(models.QuerySet["Site"]):
 
     def with_last_check(self) -> SiteQuerySet:
         """Fetch the newest check of every site along (``last_check``, ``health``): one query instead of one a site."""
-        return self.prefetch_related(models.Prefetch("checks", queryset=SiteCheck.objects.all()[:1]))
+        return self.prefetch_related(
+            models.Prefetch("checks", queryset=SiteCheck.objects.all()[:1], to_attr="newest_checks")
+        )
 
     def with_counts(self) -> SiteQuerySet:
         """Add ``dataset_count`` (available ones) and ``running_count`` (experiments under way)."""
@@ -104,6 +106,8 @@ class Site(models.Model):
 
     @property
     def last_check(self) -> SiteCheck | None:
+        if hasattr(self, "newest_checks"):  # fetched by with_last_check
+            return next(iter(self.newest_checks), None)
         return self.checks.first()
 
     @property
