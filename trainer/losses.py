@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, GeneralizedDiceLoss
-from torch import nn
+from monai.losses import DiceFocalLoss, DiceLoss, GeneralizedDiceLoss
+from torch import Tensor, nn
 
 from trainer.contract import Exit
 from trainer.job import Fault
+
+
+class DiceCrossEntropy(nn.Module):
+    """Dice plus binary cross-entropy of each region. MONAI's DiceCELoss takes a softmax over the channels as soon as there
+    are two, which cannot hold for regions that overlap."""
+
+    def __init__(self, dice: nn.Module) -> None:
+        super().__init__()
+        self.dice = dice
+        self.cross_entropy = nn.BCEWithLogitsLoss()
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self.dice(logits, target) + self.cross_entropy(logits, target)
 
 
 def build(name: str) -> nn.Module:
@@ -20,7 +33,7 @@ def build(name: str) -> nn.Module:
         case "dice":
             return DiceLoss(**dice)
         case "dice_ce":
-            return DiceCELoss(**dice)
+            return DiceCrossEntropy(DiceLoss(**dice))
         case "dice_focal":
             return DiceFocalLoss(**dice)
         case "generalised_dice":
