@@ -12,7 +12,6 @@ from trainer import losses, networks
 from trainer.contract import LOSSES, NETWORKS, Exit, Network
 from trainer.job import Fault
 
-
 COMBINATIONS = [
     (name, norm)
     for name in NETWORKS
