@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import threading
 import time
 from dataclasses import replace
@@ -27,6 +28,10 @@ LONGEST_PAUSE = 15.0
 MOST_IN_MANIFEST = 50_000
 
 
+_SIGNED = re.compile(r"\?[^\s\"'<>\\]*(?:Signature|X-Amz-)[^\s\"'<>\\]*")
+"""The secret part of a presigned URL. A traceback of some library may hold one."""
+
+
 class Log:
     """A log of JSON lines: time, level, a sentence for people, facts for machines. Writing never raises."""
 
@@ -38,7 +43,7 @@ class Log:
 
     def say(self, message: str, *, level: str = "info", **facts: Any) -> None:
         entry = {"at": round(time.time(), 3), "level": level, "message": message, **facts}
-        line = (json.dumps(entry, default=str) + "\n").encode()
+        line = (_SIGNED.sub("?…", json.dumps(entry, default=str, ensure_ascii=False)) + "\n").encode(errors="replace")
         for file in (self._file, 1) if self._echo else (self._file,):
             try:
                 os.write(file, line)  # one write: lines of several threads do not mix

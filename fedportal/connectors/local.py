@@ -99,10 +99,8 @@ class LocalConnector:
         except FileNotFoundError:
             return LogChunk("", offset)
         # Whole lines only, so that no character is cut; all there is where no end of a line will come.
-        whole = data.rfind(b"\n") + 1
-        if not whole and len(data) == LOG_CHUNK:
-            whole = len(data)
-        elif whole < len(data) < LOG_CHUNK and self.poll(run).state.is_over:
+        whole, full = data.rfind(b"\n") + 1, len(data) == LOG_CHUNK
+        if (full and not whole) or (not full and self.poll(run).state.is_over):
             whole = len(data)
         return LogChunk(data[:whole].decode(errors="replace"), offset + whole)
 
@@ -118,8 +116,9 @@ class LocalConnector:
         while is_locked(folder / "lock"):
             if not signalled:
                 signalled = _signal(folder, number)
-            if time.monotonic() > end:
-                return False
+            settled = number == signal.SIGTERM and signalled and (folder / "exit.json").exists()
+            if settled or time.monotonic() > end:
+                return False  # a run that has settled and still holds its lock has left children behind
             time.sleep(0.01)
         return True
 
@@ -210,12 +209,14 @@ def _signal(folder: Path, number: int) -> bool:
     """Signal the run's process group; False while its process id is not known yet."""
     try:
         pid = int((folder / "pid").read_text())
-        group = os.getpgid(pid)
     except (OSError, ValueError):
         return False
-    with contextlib.suppress(ProcessLookupError):
-        # One that was started by hand, in the foreground, shares its group with the shell.
-        os.killpg(pid, number) if group == pid else os.kill(pid, number)
+    # The group by its number, also when its first process is gone and only children hold the lock. A run that
+    # was started by hand, in the foreground, has no group of its own.
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, number)
+            break
     return True
 
 

@@ -1,0 +1,180 @@
+"""The local connector: the contract from warm and from cold, and what only a site on this machine can show."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedportal.connectors.base import RunState
+from fedportal.connectors.errors import SiteUnreachable
+from fedportal.connectors.local import LocalConnector
+from fedportal.connectors.registry import build
+from fedportal.connectors.trainer_process import is_locked
+from tests.connectors.contract import ConnectorContract
+from tests.trainer_process.bench import SCRIPTED, Bench, wait_for
+
+pytestmark = pytest.mark.store
+RunFolder = Callable[[str], Path]
+
+
+class TestContract(ConnectorContract):
+    @pytest.fixture
+    def site(self, local_site: LocalConnector) -> LocalConnector:
+        return local_site
+
+
+def pid_of(folder: Path) -> int:
+    return int((folder / "pid").read_text())
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_a_killed_run_is_failed_and_says_why(local_site: LocalConnector, bench: Bench) -> None:
+    ticket = bench.ticket("killed")
+    local_site.launch(ticket)
+    wait_for(lambda: local_site.poll(ticket.run).state.is_over)
+    status = local_site.poll(ticket.run)
+    assert (status.state, status.exit_code) == (RunState.FAILED, None)
+    assert "memory" in status.message
+    assert local_site.launch(ticket) is False
+
+
+@pytest.mark.parametrize("dataset", ["computes", "has-children"])
+def test_cancel_leaves_no_process(
+    local_site: LocalConnector, bench: Bench, run_folder: RunFolder, dataset: str
+) -> None:
+    ticket = bench.ticket(dataset)
+    local_site.launch(ticket)
+    wait_for(lambda: "scripted work" in local_site.logs(ticket.run).text)
+    pid = pid_of(run_folder(ticket.run))
+    local_site.cancel(ticket.run)
+    assert local_site.poll(ticket.run).state is RunState.CANCELLED
+    assert not is_locked(run_folder(ticket.run) / "lock")
+    assert not alive(pid)
+
+
+def test_cancel_ends_a_run_that_does_not_listen(
+    local_site: LocalConnector, bench: Bench, run_folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedportal.connectors.local.GRACE", 0.3)
+    ticket = bench.ticket("lasts")
+    local_site.launch(ticket)
+    wait_for(lambda: "scripted work" in local_site.logs(ticket.run).text)
+    os.kill(pid_of(run_folder(ticket.run)), signal.SIGSTOP)
+    local_site.cancel(ticket.run)
+    assert local_site.poll(ticket.run).state is RunState.CANCELLED
+
+
+def test_many_launches_at_once_start_one_process(local_site: LocalConnector, bench: Bench) -> None:
+    ticket = bench.ticket("lasts")
+    answers: list[bool] = []
+    threads = [threading.Thread(target=lambda: answers.append(local_site.launch(ticket))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [False] * 5 + [True]
+    wait_for(lambda: "run begins" in local_site.logs(ticket.run).text)
+    assert local_site.logs(ticket.run).text.count("run begins") == 1
+
+
+def test_a_launch_that_crashed_before_its_process_began_is_repeated(
+    local_site: LocalConnector, bench: Bench, run_folder: RunFolder
+) -> None:
+    ticket = bench.ticket("quick")
+    run_folder(ticket.run).mkdir(parents=True)
+    (run_folder(ticket.run) / "lock").touch()
+    assert local_site.poll(ticket.run).state is RunState.LOST
+    assert local_site.launch(ticket) is True
+    wait_for(lambda: local_site.poll(ticket.run).state is RunState.SUCCEEDED)
+
+
+def test_a_run_outlives_the_process_that_launched_it(bench: Bench, tmp_path: Path, scripted_server: Path) -> None:
+    for number, socket in enumerate(("", str(scripted_server)), start=1):
+        ticket = bench.ticket("lasts", attempt=number)
+        config = {"data_root": str(tmp_path), "work_dir": str(tmp_path / "work"), "socket": socket, "command": SCRIPTED}
+        launcher = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import json, os, sys\n"
+                "from fedportal.connectors.local import LocalConnector\n"
+                "from trainer.contract import LaunchTicket\n"
+                "config, ticket = json.loads(sys.stdin.read())\n"
+                "LocalConnector(**config).launch(LaunchTicket(**ticket))\n"
+                "os.kill(os.getpid(), 9)\n",
+            ],
+            input=json.dumps([config, ticket.to_json()]).encode(),
+            check=False,
+        )
+        assert launcher.returncode == -signal.SIGKILL
+        site = LocalConnector(**config)
+        wait_for(lambda site=site, ticket=ticket: "scripted work" in site.logs(ticket.run).text)
+        assert site.poll(ticket.run).state is RunState.RUNNING
+        site.cancel(ticket.run)
+        assert site.poll(ticket.run).state is RunState.CANCELLED
+
+
+def test_no_secret_of_a_launch_stays_in_the_runs_folder(
+    local_site: LocalConnector, bench: Bench, run_folder: RunFolder
+) -> None:
+    ticket = bench.ticket("crashes")
+    local_site.launch(ticket)
+    wait_for(lambda: local_site.poll(ticket.run).state.is_over)
+    wait_for(lambda: "run ends" in local_site.logs(ticket.run).text)
+    files = [path for path in run_folder(ticket.run).iterdir() if path.is_file()]
+    assert files
+    for path in files:
+        assert ticket.key not in path.read_text()
+        assert "Signature" not in path.read_text()
+    assert "Signature" not in bench.read(ticket, "log.txt").decode()
+
+
+def test_a_check_names_what_is_wrong_and_does_not_go_on(tmp_path: Path) -> None:
+    site = LocalConnector(data_root=tmp_path / "nowhere", work_dir=tmp_path / "work")
+    report = site.check()
+    assert [step.ok for step in report.steps] == [False, None, None, None]
+    assert "nowhere" in report.steps[0].message
+    assert report.steps[0].remedy
+
+
+def test_a_check_finds_that_the_trainer_is_broken(tmp_path: Path) -> None:
+    site = LocalConnector(data_root=tmp_path, work_dir=tmp_path / "work", command=("/bin/false",))
+    steps = site.check().steps
+    assert [step.ok for step in steps] == [True, True, False, None]
+
+
+def test_a_trainer_that_cannot_be_started_is_unreachable(tmp_path: Path, bench: Bench) -> None:
+    site = LocalConnector(data_root=tmp_path, work_dir=tmp_path / "work", command=("/nowhere/python",))
+    ticket = bench.ticket()
+    with pytest.raises(SiteUnreachable):
+        site.launch(ticket)
+    assert site.poll(ticket.run).state is RunState.LOST
+
+
+@pytest.mark.parametrize("run", ["", "../x", ".hidden", "a/b"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, run: str) -> None:
+    site = LocalConnector(data_root=tmp_path, work_dir=tmp_path)
+    for act in (site.poll, site.cancel, site.logs):
+        with pytest.raises(ValueError, match="not the name"):
+            act(run)
+
+
+def test_the_registry_builds_what_it_knows(tmp_path: Path) -> None:
+    assert isinstance(build("local", {"data_root": str(tmp_path), "work_dir": str(tmp_path)}), LocalConnector)
+    for kind, config in (("pigeon", {}), ("local", {}), ("local", {"data_root": "", "work_dir": "", "door": 1})):
+        with pytest.raises(ValueError, match="connector"):
+            build(kind, config)
