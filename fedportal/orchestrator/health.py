@@ -1,0 +1,90 @@
+"""The site checks that are due, made beside the rounds so that neither delays the other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from datetime import timedelta
+
+from django.db import close_old_connections, connection
+from django.utils import timezone
+
+from fedportal.connectors.base import CheckReport, CheckStep
+from fedportal.connectors.errors import SiteError
+from fedportal.experiments.models import Experiment
+from fedportal.experiments.states import ExperimentState, RoundState
+from fedportal.orchestrator.sitework import Tools
+from fedportal.orchestrator.snapshot import site_view
+from fedportal.sites import services
+from fedportal.sites.models import Site, SiteCheck
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY = 1.0
+AT_ONCE = 4
+WITHIN = timedelta(minutes=10)
+"""A check that is not booked after this time, because its orchestrator died, is made again."""
+
+
+def check_due(tools: Tools) -> list[threading.Thread]:
+    """Start the checks that are due, a few at a time, each in a thread of its own; return the threads."""
+    threads = []
+    room = AT_ONCE - sum(thread.name.startswith("check ") for thread in threading.enumerate())
+    due = Site.objects.active().filter(check_due_at__lte=timezone.now()).order_by("check_due_at")
+    for site in due[: max(0, room)]:
+        if _claim(site):
+            thread = threading.Thread(
+                target=_check_in_thread, args=(site, tools), name=f"check {site.slug}", daemon=True
+            )
+            thread.start()
+            threads.append(thread)
+    return threads
+
+
+def _claim(site: Site) -> bool:
+    """Take a check by compare-and-set: of several orchestrators one makes it."""
+    later = timezone.now() + WITHIN
+    taken = Site.objects.filter(pk=site.pk, check_due_at=site.check_due_at).update(check_due_at=later)
+    site.check_due_at = later
+    return bool(taken)
+
+
+def _check_in_thread(site: Site, tools: Tools) -> None:
+    close_old_connections()
+    try:
+        check(site, tools)
+    except Exception:  # one site's check must not end the others'
+        logger.exception("the check of %s could not be booked", site.slug)
+    finally:
+        connection.close()
+
+
+def check(site: Site, tools: Tools) -> SiteCheck:
+    """Check a site now and store what was found; wake the experiments that wait for it when it is well."""
+    begun = time.monotonic()
+    try:
+        report = tools.connector(site_view(site)).check()
+    except (SiteError, ValueError) as error:
+        # A connector puts failures into its report; what it cannot even begin with is a step of its own.
+        step = CheckStep("connection", False, str(error), getattr(error, "remedy", ""), time.monotonic() - begun)
+        report = CheckReport(steps=(step,))
+    booked = services.record_check(site, report)
+    if booked.ok:
+        waiting = Experiment.objects.filter(
+            state=ExperimentState.RUNNING, participations__site=site, rounds__state=RoundState.PENDING
+        )
+        for experiment in waiting.distinct():
+            experiment.wake()
+    return booked
+
+
+def keep_checking(tools: Tools, closing: threading.Event) -> None:
+    """Look for due checks until told to stop."""
+    while not closing.wait(LOOK_EVERY):
+        close_old_connections()
+        try:
+            check_due(tools)
+        except Exception:  # the database may be away for a while
+            logger.exception("looking for due checks failed")
+    connection.close()

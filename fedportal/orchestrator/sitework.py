@@ -1,0 +1,321 @@
+"""One site's part: put its job into the store, start it, fetch and judge what it delivers, end it.
+
+Functions of a snapshot and an attempt that run in threads of their own (see :mod:`fedportal.orchestrator.errands`).
+They touch no rows, and each may be done again at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedportal.aggregation.admission import Admission
+from fedportal.aggregation.errors import AggregationRefused
+from fedportal.aggregation.process import AggregationProcess
+from fedportal.connectors.base import Connector, LogChunk, RunStatus
+from fedportal.connectors.errors import ObjectDamaged, ObjectMissing
+from fedportal.connectors.objectstore import ObjectStore
+from fedportal.orchestrator.errands import Errands, Pace
+from fedportal.orchestrator.snapshot import AttemptView, ModelView, SiteView, Snapshot
+from trainer.contract import (
+    LOG_NAME,
+    MANIFEST_NAME,
+    OPTIMIZER_NAME,
+    ROOT,
+    SPEC_NAME,
+    UPDATE_NAME,
+    ContractError,
+    Fetch,
+    JobSpec,
+    Kind,
+    LaunchTicket,
+    Manifest,
+    Put,
+    Stored,
+    attempt_key,
+    manifest_from_json,
+    signed,
+    verified,
+)
+
+logger = logging.getLogger(__name__)
+
+ROOM = 2**20
+"""Bytes that an update may be larger than the model it came from (its header may be written differently)."""
+OPTIMIZER_ROOM = 3
+"""Optimizer state is at most so many times as large as the model: two or three moments of each weight."""
+
+
+class Trainer(Protocol):
+    """Runs a subcommand of ``python -m trainer``; returns exit code and last lines of output."""
+
+    def __call__(self, argv: Sequence[str], timeout: float) -> tuple[int, str]: ...
+
+
+@dataclass
+class Tools:
+    """What steps work with. ``spool`` holds copies of objects and may be emptied at any time."""
+
+    store: ObjectStore
+    aggregation: AggregationProcess
+    connector: Callable[[SiteView], Connector]
+    trainer: Trainer
+    spool: Path
+    secret: bytes
+    public_url: str
+    url_lifetime: timedelta
+    errands: Errands
+    pace: Pace
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What an attempt delivered. ``refused``: it must not be used, and the same would come again. ``damaged``: it
+    did not arrive as announced; another attempt may do better. Both empty: it is good, as far as it goes."""
+
+    manifest: Manifest | None = None
+    admission: Admission | None = None
+    refused: str = ""
+    damaged: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A site's answer about a run. ``has_delivered``: its manifest is there, whatever the site says."""
+
+    status: RunStatus
+    has_delivered: bool = False
+
+
+# --- before the start -----------------------------------------------------------------------------
+
+
+def publish(s: Snapshot, attempt: AttemptView, dataset: str, tools: Tools) -> dict[str, Any]:
+    """Put the signed job of an attempt into the store; return what is needed to complete its uploads later."""
+    prefix = s.prefix(attempt)
+    lifetime = max(tools.url_lifetime, s.deadline + timedelta(hours=1))
+    store = tools.store
+
+    def fetch(key: str, sha256: str, size: int) -> Fetch:
+        return Fetch(url=store.presign_get(key, lifetime), sha256=sha256, size=size)
+
+    update = optimizer_out = optimizer_in = None
+    if not s.round.is_evaluation:
+        update = store.open_upload(f"{prefix}/{UPDATE_NAME}", s.model.size + ROOM, lifetime)
+        if s.plan.optimizer.treatment == "aggregate":
+            hint = OPTIMIZER_ROOM * s.model.size + ROOM
+            optimizer_out = store.open_upload(f"{prefix}/{OPTIMIZER_NAME}", hint, lifetime)
+            if s.model.server_state_key:
+                optimizer_in = fetch(s.model.server_state_key, s.model.server_state_sha256, s.model.server_state_size)
+    spec = JobSpec(
+        kind=Kind.EVALUATE if s.round.is_evaluation else Kind.TRAIN,
+        run=attempt.run,
+        experiment=s.key,
+        round=s.round.number,
+        site=attempt.site.slug,
+        attempt=attempt.number,
+        dataset=dataset,
+        plan=s.plan,
+        model=fetch(s.model.key, s.model.sha256, s.model.size),
+        manifest=Put(url=store.presign_put(f"{prefix}/{MANIFEST_NAME}", lifetime)),
+        log=Put(url=store.presign_put(f"{prefix}/{LOG_NAME}", lifetime)),
+        update=update,
+        optimizer_in=optimizer_in,
+        optimizer_out=optimizer_out,
+        metrics_url=f"{tools.public_url}/api/runs/{attempt.run}/metrics",
+        expires_at=(s.now + lifetime).timestamp(),
+    )
+    data = signed(spec.to_json(), attempt_key(tools.secret, attempt.run))
+    store.put_bytes(f"{prefix}/{SPEC_NAME}", data, content_type="application/json")
+    return {"published": True, UPDATE_NAME: _remembered(update), OPTIMIZER_NAME: _remembered(optimizer_out)}
+
+
+def _remembered(put: Put | None) -> dict[str, Any]:
+    """What completing an upload needs. The presigned URLs are capabilities and stay out of the database."""
+    if put is None or not put.upload_id:
+        return {}
+    return {"upload_id": put.upload_id, "part_size": put.part_size, "parts": len(put.part_urls)}
+
+
+def _recalled(remembered: dict[str, Any]) -> Put:
+    if not remembered:
+        return Put()
+    return Put(
+        part_urls=("",) * int(remembered["parts"]),
+        part_size=int(remembered["part_size"]),
+        upload_id=str(remembered["upload_id"]),
+    )
+
+
+def launch(s: Snapshot, attempt: AttemptView, before: Sequence[AttemptView], tools: Tools) -> bool:
+    """End what may still run of earlier attempts, then start this one. False: it was running already."""
+    connector = tools.connector(attempt.site)
+    for old in before:
+        connector.cancel(old.run)
+    spec_url = tools.store.presign_get(f"{s.prefix(attempt)}/{SPEC_NAME}", tools.url_lifetime)
+    return connector.launch(LaunchTicket(attempt.run, spec_url, attempt_key(tools.secret, attempt.run)))
+
+
+# --- while it runs --------------------------------------------------------------------------------
+
+
+def ask(s: Snapshot, attempt: AttemptView, tools: Tools) -> Answer:
+    """Ask the site how the run is. When it says that it is over, look once more for the manifest: the commit counts."""
+    status = tools.connector(attempt.site).poll(attempt.run)
+    return Answer(status, status.state.is_over and tools.store.exists(f"{s.prefix(attempt)}/{MANIFEST_NAME}"))
+
+
+def read_log(attempt: AttemptView, tools: Tools) -> LogChunk:
+    return tools.connector(attempt.site).logs(attempt.run, offset=attempt.log_offset)
+
+
+def cancel(attempt: AttemptView, tools: Tools) -> None:
+    tools.connector(attempt.site).cancel(attempt.run)
+
+
+# --- what it delivers -----------------------------------------------------------------------------
+
+
+def fetch_delivery(s: Snapshot, attempt: AttemptView, tools: Tools) -> Delivery | None:
+    """Fetch manifest and update of an attempt and judge them. ``None``: there is no manifest yet."""
+    prefix = s.prefix(attempt)
+    try:
+        data = tools.store.get_bytes(f"{prefix}/{MANIFEST_NAME}")
+    except ObjectMissing:
+        return None
+    except ObjectDamaged as error:
+        return Delivery(refused=f"The manifest cannot be used: {error}.")
+    try:
+        manifest = manifest_from_json(verified(data, attempt_key(tools.secret, attempt.run)))
+    except ContractError as error:
+        return Delivery(refused=f"The manifest cannot be used: {error}.")
+    kind = Kind.EVALUATE if s.round.is_evaluation else Kind.TRAIN
+    theirs = (manifest.run, manifest.experiment, manifest.round, manifest.site, manifest.attempt, manifest.kind)
+    if theirs != (attempt.run, s.key, s.round.number, attempt.site.slug, attempt.number, kind):
+        return Delivery(refused=f"The manifest is that of another run ({manifest.run}).")
+    if manifest.exit_code != 0 or s.round.is_evaluation:
+        return Delivery(manifest)
+    return _judge(s, attempt, manifest, tools)
+
+
+def _judge(s: Snapshot, attempt: AttemptView, manifest: Manifest, tools: Tools) -> Delivery:
+    if manifest.update is None:
+        return Delivery(manifest, refused="The training delivered no update.")
+    if manifest.update.size > s.model.size + ROOM:
+        return Delivery(manifest, refused=f"The update has {manifest.update.size} bytes, the model {s.model.size}.")
+    if manifest.train_cases < 1:
+        return Delivery(manifest, refused="The site says that it trained on no case.")
+    wanted = [(UPDATE_NAME, manifest.update)]
+    if s.plan.optimizer.treatment == "aggregate":
+        if manifest.optimizer is None or manifest.optimizer.size > OPTIMIZER_ROOM * s.model.size + ROOM:
+            return Delivery(manifest, refused="The training delivered no usable optimizer state.")
+        wanted.append((OPTIMIZER_NAME, manifest.optimizer))
+    try:
+        for name, stored in wanted:
+            key = f"{s.prefix(attempt)}/{name}"
+            tools.store.close_upload(key, _recalled(dict(attempt.upload.get(name) or {})), stored.etags)
+            fetch(key, spooled(s, attempt, name, tools), stored, tools)
+        reference = model_file(s, s.model, tools)
+    except (ObjectDamaged, ObjectMissing) as error:
+        return Delivery(manifest, damaged=f"The update did not arrive whole: {error}.")
+    update = spooled(s, attempt, UPDATE_NAME, tools)
+    admission = tools.aggregation.admit(update, reference, max_relative_norm=s.max_relative_norm)
+    refused = "" if admission.admitted else admission.reason
+    if not refused and s.plan.optimizer.treatment == "aggregate":
+        refused = _judge_optimizer(s, attempt, tools)
+    return Delivery(manifest, admission, refused=refused)
+
+
+def _judge_optimizer(s: Snapshot, attempt: AttemptView, tools: Tools) -> str:
+    """Return why an optimizer state must not be averaged. In the first round there is none to compare it with."""
+    state = spooled(s, attempt, OPTIMIZER_NAME, tools)
+    try:
+        verdict = tools.aggregation.admit(state, state_file(s, s.model, tools) or state)
+    except AggregationRefused as error:
+        return f"The optimizer state cannot be used: {error.reason}"
+    return "" if verdict.admitted else f"The optimizer state cannot be used: {verdict.reason}"
+
+
+# --- the spool ------------------------------------------------------------------------------------
+
+
+def spool_of(s: Snapshot, round_number: int, tools: Tools) -> Path:
+    return tools.spool / s.key / f"r{round_number:05d}"
+
+
+def spooled(s: Snapshot, attempt: AttemptView, name: str, tools: Tools) -> Path:
+    return spool_of(s, attempt.round_number, tools) / f"{attempt.site.slug}-a{attempt.number}-{name}"
+
+
+def global_in_spool(s: Snapshot, round_number: int, tools: Tools) -> Path:
+    return spool_of(s, round_number, tools) / "global.safetensors"
+
+
+def state_in_spool(s: Snapshot, round_number: int, tools: Tools) -> Path:
+    return spool_of(s, round_number, tools) / "server-state.safetensors"
+
+
+def model_file(s: Snapshot, model: ModelView, tools: Tools) -> Path:
+    """Return a verified copy of a global model in the spool, fetched when it is not there."""
+    path = global_in_spool(s, model.round_number, tools)
+    fetch(model.key, path, Stored(model.sha256, model.size), tools)
+    return path
+
+
+def state_file(s: Snapshot, model: ModelView, tools: Tools) -> Path | None:
+    """Return a verified copy of the server state beside a global model; ``None`` when it has none."""
+    if not model.server_state_key:
+        return None
+    path = state_in_spool(s, model.round_number, tools)
+    fetch(model.server_state_key, path, Stored(model.server_state_sha256, model.server_state_size), tools)
+    return path
+
+
+def fetch(key: str, path: Path, stored: Stored, tools: Tools) -> None:
+    """Have an object in the spool, with the right size and SHA-256. A file that is there was verified when it came."""
+    if path.exists() and path.stat().st_size == stored.size:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tools.store.get_file(key, path, sha256=stored.sha256, size=stored.size)
+
+
+# --- afterwards -----------------------------------------------------------------------------------
+
+
+def tidy_round(s: Snapshot, round_number: int, tools: Tools) -> None:
+    """Remove what the attempts of a round left in store and spool; global models stay."""
+    for participant in s.participants:
+        tools.store.delete_prefix(f"{ROOT}/{s.key}/r{round_number:05d}/{participant.site.slug}")
+    folder = spool_of(s, round_number, tools)
+    if folder.is_dir():
+        for path in folder.iterdir():
+            # the newest global model is read again in the next round
+            if path.name != "global.safetensors" or round_number < (s.round.number if s.newest else 0) - 1:
+                path.unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def tidy_experiment(s: Snapshot, tools: Tools) -> None:
+    """Remove all leftovers of an experiment that is over: attempts' objects, open uploads, the spool."""
+    slugs = {participant.site.slug for participant in s.participants}
+    prefixes = set()
+    for key in tools.store.list(f"{ROOT}/{s.key}/"):
+        parts = key.split("/")
+        if len(parts) > 4 and parts[3] in slugs:
+            prefixes.add("/".join(parts[:4]))
+    last = s.round.number if s.newest else 0
+    # an upload that was opened and never completed is no object yet: the last rounds are tidied in any case
+    for number in range(max(1, last - 1), last + 1):
+        prefixes |= {f"{ROOT}/{s.key}/r{number:05d}/{slug}" for slug in slugs}
+    for prefix in sorted(prefixes):
+        tools.store.delete_prefix(prefix)
+    folder = tools.spool / s.key
+    if folder.is_dir():
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        folder.rmdir()

@@ -1,0 +1,436 @@
+"""What a step sees: an experiment as it was when it was claimed, in plain frozen values without a database behind them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from django.db.models import Q
+
+from fedportal.experiments.models import (
+    Artefact,
+    Attempt,
+    Experiment,
+    GlobalModel,
+    Metric,
+    Participation,
+    Round,
+    SiteRun,
+)
+from fedportal.experiments.states import AT_SITE, SITE_RUN_OVER, ExperimentState, RoundState, SiteRunState
+from fedportal.sites.models import Health, Site
+from trainer.contract import Phase, TrainingPlan, attempt_prefix, run_name
+
+_T = TypeVar("_T")
+
+
+def _there(value: _T | None, what: str) -> _T:
+    if value is None:
+        raise LookupError(f"there is no {what} yet")
+    return value
+
+
+@dataclass(frozen=True)
+class SiteView:
+    """A site, with what its connector is built from."""
+
+    id: int
+    slug: str
+    name: str
+    connector: str = "local"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    secrets: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Participant:
+    """A site's part in the experiment. ``problem``: why it cannot take part now, in a sentence; empty: it can."""
+
+    id: int
+    site: SiteView
+    dataset: str
+    problem: str = ""
+    is_checked: bool = True
+    """Whether a recent check says so; else the site is asked before it is counted on."""
+
+
+@dataclass(frozen=True)
+class AttemptView:
+    id: int
+    number: int
+    run: str
+    round_number: int
+    site: SiteView
+    upload: Mapping[str, Any] = field(default_factory=dict)
+    """Empty until its job lies in the store; then what is needed to complete its uploads."""
+    state: str = "waiting"
+    launched_at: datetime | None = None
+    heard_at: datetime | None = None
+    ended_at: datetime | None = None
+    log_offset: int = 0
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing of it exists at the site yet, as far as the rows know."""
+        return self.launched_at is None and self.ended_at is None
+
+
+@dataclass(frozen=True)
+class SiteRunView:
+    """A site's part in the round at hand. ``current``: its current attempt; ``None``: there is none yet."""
+
+    id: int
+    participant: Participant
+    state: SiteRunState
+    number: int
+    current: AttemptView | None = None
+    tries: int = 0
+    """Attempts since the round began, or began anew."""
+    reason: str = ""
+    not_before: datetime | None = None
+    train_cases: int = 0
+    update_sha256: str = ""
+    update_size: int = 0
+    weight: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def site(self) -> SiteView:
+        return self.participant.site
+
+    @property
+    def attempt(self) -> AttemptView:
+        """The current attempt. Raises ``LookupError`` when there is none."""
+        return _there(self.current, "attempt")
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in SITE_RUN_OVER
+
+    @property
+    def is_at_site(self) -> bool:
+        return self.state in AT_SITE or self.state is SiteRunState.UPLOADED
+
+
+@dataclass(frozen=True)
+class RoundView:
+    id: int
+    number: int
+    is_evaluation: bool
+    state: RoundState
+    started_at: datetime
+    dispatched_at: datetime | None = None
+    deadline_at: datetime | None = None
+    quorum_at: datetime | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return "Final evaluation" if self.is_evaluation else f"Round {self.number}"
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A global model in the object store."""
+
+    id: int
+    round_number: int
+    key: str
+    sha256: str
+    size: int
+    dice: float | None = None
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    server_state_key: str = ""
+    server_state_sha256: str = ""
+    server_state_size: int = 0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A number of a site's validation of the incoming global model."""
+
+    site: str
+    name: str
+    region: str
+    value: float | None
+    cases: int
+
+
+@dataclass(frozen=True)
+class ContributionView:
+    """A site's share in the global model of a round."""
+
+    round_number: int
+    site: str
+    train_cases: int
+    weight: float | None
+    update_sha256: str
+
+
+@dataclass(frozen=True)
+class ArtefactView:
+    model: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """``newest``: the round at hand. ``incoming``: the global model that it starts from. ``strays``: attempts that may
+    still run although nobody waits for them."""
+
+    now: datetime
+    id: int
+    key: str
+    title: str
+    state: ExperimentState
+    plan: TrainingPlan
+    rounds_planned: int
+    strategy: str
+    strategy_options: Mapping[str, Any]
+    weighting: str
+    min_sites: int
+    deadline: timedelta
+    stragglers: str
+    grace: timedelta
+    max_attempts: int
+    max_relative_norm: float | None
+    participants: tuple[Participant, ...]
+    newest: RoundView | None = None
+    site_runs: tuple[SiteRunView, ...] = ()
+    strays: tuple[AttemptView, ...] = ()
+    incoming: ModelView | None = None
+    measurements: tuple[Measurement, ...] = ()
+    stopping_since: datetime | None = None
+    reason: str = ""
+    question: str = ""
+    models: tuple[ModelView, ...] = ()
+    """All of them, once the last round is over; so are the next two."""
+    contributions: tuple[ContributionView, ...] = ()
+    artefacts: tuple[ArtefactView, ...] = ()
+
+    @property
+    def round(self) -> RoundView:
+        """The round at hand. Raises ``LookupError`` when there is none yet."""
+        return _there(self.newest, "round")
+
+    @property
+    def model(self) -> ModelView:
+        """The incoming model. Raises ``LookupError`` when it was not published yet."""
+        return _there(self.incoming, "model")
+
+    def run_name(self, site: SiteView, attempt: int) -> str:
+        return run_name(experiment=self.key, round=self.round.number, site=site.slug, attempt=attempt)
+
+    def prefix(self, attempt: AttemptView) -> str:
+        """Prefix of an attempt's objects in the store."""
+        return attempt_prefix(
+            experiment=self.key, round=attempt.round_number, site=attempt.site.slug, attempt=attempt.number
+        )
+
+    @property
+    def admitted(self) -> tuple[SiteRunView, ...]:
+        """The site runs that count, sorted by site."""
+        found = [run for run in self.site_runs if run.state is SiteRunState.ADMITTED]
+        return tuple(sorted(found, key=lambda run: run.site.slug))
+
+
+def take(experiment: Experiment, now: datetime) -> Snapshot:
+    """Read what the next step needs. Raises ``ContractError`` when the stored plan is none."""
+    newest = experiment.rounds.order_by("number").last()
+    state = RoundState(newest.state) if newest else None
+    opening = state in (None, RoundState.PENDING)
+    participants = _participants(experiment, with_health=opening)
+    attempts = _attempts(experiment, newest, participants)
+    site_runs = _site_runs(newest, participants, attempts)
+    waited_for = {run.attempt.id for run in site_runs if run.current is not None and not run.is_over}
+    # Published is enough: the row may not know of a launch whose orchestrator died right after it.
+    strays = tuple(a for a in attempts if a.ended_at is None and a.upload and a.id not in waited_for)
+    return Snapshot(
+        now=now,
+        id=experiment.pk,
+        key=experiment.key,
+        title=experiment.title,
+        state=experiment.status,
+        plan=experiment.training_plan,
+        rounds_planned=experiment.rounds_planned,
+        strategy=experiment.strategy,
+        strategy_options=experiment.strategy_options,
+        weighting=experiment.weighting,
+        min_sites=experiment.min_sites,
+        deadline=timedelta(minutes=experiment.deadline_minutes),
+        stragglers=experiment.stragglers,
+        grace=timedelta(minutes=experiment.grace_minutes),
+        max_attempts=experiment.max_attempts,
+        max_relative_norm=experiment.max_relative_norm,
+        participants=tuple(participants.values()),
+        newest=_round(newest),
+        site_runs=site_runs,
+        strays=strays,
+        incoming=_model(experiment, newest),
+        measurements=_measurements(newest) if state is RoundState.COLLECTING else (),
+        stopping_since=_stopping_since(experiment),
+        reason=experiment.reason,
+        question=experiment.question,
+        **(_harvest(experiment) if state is RoundState.DONE else {}),
+    )
+
+
+def site_view(site: Site) -> SiteView:
+    return SiteView(
+        id=site.pk, slug=site.slug, name=site.name, connector=site.connector, config=site.config, secrets=site.secrets
+    )
+
+
+def _participants(experiment: Experiment, *, with_health: bool) -> dict[int, Participant]:
+    found: dict[int, Participant] = {}
+    rows = Participation.objects.filter(experiment=experiment).select_related("site", "dataset").order_by("site__slug")
+    for row in rows:
+        problem, is_checked = _problem(row) if with_health else ("", True)
+        found[row.pk] = Participant(row.pk, site_view(row.site), row.dataset.name, problem, is_checked)
+    return found
+
+
+def _problem(row: Participation) -> tuple[str, bool]:
+    """Return why a site cannot take part now (empty: it can) and whether a recent check says so."""
+    if row.site.is_retired:
+        return "It has been retired.", True
+    if not row.dataset.is_available:
+        return f"Its dataset {row.dataset.name} is gone.", True
+    check = row.site.last_check
+    if check is not None and not check.ok:
+        first = check.first_problem or {}
+        return str(first.get("message") or "Its last check found a problem."), True
+    return "", row.site.health is Health.HEALTHY
+
+
+def _round(row: Round | None) -> RoundView | None:
+    if row is None:
+        return None
+    return RoundView(
+        id=row.pk,
+        number=row.number,
+        is_evaluation=row.kind == "evaluate",
+        state=row.status,
+        started_at=row.started_at,
+        dispatched_at=row.dispatched_at,
+        deadline_at=row.deadline_at,
+        quorum_at=row.quorum_at,
+        timings=row.timings,
+    )
+
+
+def _attempts(
+    experiment: Experiment, newest: Round | None, participants: Mapping[int, Participant]
+) -> list[AttemptView]:
+    """Return the attempts of the round at hand, and those of earlier rounds that may still run."""
+    rows = (
+        Attempt.objects.filter(site_run__round__experiment=experiment)
+        .filter(Q(ended_at=None) | Q(site_run__round=newest))
+        .order_by("pk")
+        .values_list(
+            "pk",
+            "number",
+            "run",
+            "site_run__round__number",
+            "site_run__participation_id",
+            "upload",
+            "state",
+            "launched_at",
+            "heard_at",
+            "ended_at",
+            "log_offset",
+        )
+    )
+    return [
+        AttemptView(pk, number, run, in_round, participants[participation].site, *values)
+        for pk, number, run, in_round, participation, *values in rows
+    ]
+
+
+def _site_runs(
+    newest: Round | None, participants: Mapping[int, Participant], attempts: Sequence[AttemptView]
+) -> tuple[SiteRunView, ...]:
+    if newest is None:
+        return ()
+    by_run = {(a.site.id, a.number): a for a in attempts if a.round_number == newest.number}
+    begun = newest.started_at
+    tries = Counter(a.site.id for a in by_run.values() if a.launched_at is None or a.launched_at >= begun)
+    rows = SiteRun.objects.filter(round=newest).order_by("participation__site__slug")
+    return tuple(
+        SiteRunView(
+            id=row.pk,
+            participant=participants[row.participation_id],
+            state=row.status,
+            number=row.attempt,
+            current=by_run.get((participants[row.participation_id].site.id, row.attempt)),
+            tries=tries[participants[row.participation_id].site.id],
+            reason=row.reason,
+            not_before=row.not_before,
+            train_cases=row.train_cases,
+            update_sha256=row.update_sha256,
+            update_size=row.update_size,
+            weight=row.weight,
+            seconds=row.seconds,
+        )
+        for row in rows
+    )
+
+
+def model_view(row: GlobalModel) -> ModelView:
+    return ModelView(
+        id=row.pk,
+        round_number=row.round_number,
+        key=row.key,
+        sha256=row.sha256,
+        size=row.size,
+        dice=row.dice,
+        scores=row.scores,
+        server_state_key=row.server_state_key,
+        server_state_sha256=row.server_state_sha256,
+        server_state_size=row.server_state_size,
+    )
+
+
+def _model(experiment: Experiment, newest: Round | None) -> ModelView | None:
+    if newest is None:
+        return None
+    row = experiment.models.filter(round_number=newest.number - 1).first()
+    return None if row is None else model_view(row)
+
+
+def _measurements(newest: Round | None) -> tuple[Measurement, ...]:
+    rows = (
+        Metric.objects.filter(site_run__round=newest, phase=Phase.INCOMING.value)
+        .select_related("site_run")
+        .order_by("site", "pk")
+    )
+    return tuple(
+        Measurement(row.site, row.name, row.region, row.value, row.cases)
+        for row in rows
+        if row.site_run is not None and row.site_run.attempt == row.attempt
+    )
+
+
+def _harvest(experiment: Experiment) -> dict[str, Any]:
+    """Read what the files of a completed experiment are made from."""
+    admitted = (
+        SiteRun.objects.filter(round__experiment=experiment, state=SiteRunState.ADMITTED)
+        .order_by("round__number", "participation__site__slug")
+        .values_list("round__number", "participation__site__slug", "train_cases", "weight", "update_sha256")
+    )
+    artefacts = Artefact.objects.filter(model__experiment=experiment).values_list("model_id", "kind")
+    return {
+        "models": tuple(model_view(row) for row in experiment.models.order_by("round_number")),
+        "contributions": tuple(ContributionView(*values) for values in admitted),
+        "artefacts": tuple(ArtefactView(*values) for values in artefacts),
+    }
+
+
+def _stopping_since(experiment: Experiment) -> datetime | None:
+    if experiment.status is not ExperimentState.CANCELLING:
+        return None
+    event = experiment.events.filter(kind="cancelling").order_by("-pk").first()
+    return None if event is None else event.at

@@ -1,0 +1,182 @@
+"""Steps that end an experiment: make its files and complete it, or end what runs and cancel it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from fedportal.connectors.errors import SiteError, StoreError, StoreUnreachable
+from fedportal.connectors.objectstore import sha256_of_file
+from fedportal.experiments.states import SITE_RUN_OVER, ExperimentState, RoundState, SiteRunState
+from fedportal.orchestrator import sitework
+from fedportal.orchestrator.outcomes import Advance, Changes, NewArtefact, Outcome, SiteRunChange, Wait
+from fedportal.orchestrator.sitework import Tools
+from fedportal.orchestrator.snapshot import AttemptView, ModelView, Snapshot
+from fedportal.orchestrator.steps.watching import cancel_strays
+from fedportal.orchestrator.words import listed
+from trainer.contract import round_prefix
+
+logger = logging.getLogger(__name__)
+
+BUNDLE_TIMEOUT = 180.0
+RECIPE_NAME = "recipe.json"
+BUNDLE_NAME = "bundle.zip"
+STRAYS_PATIENCE = 10.0
+CANCEL_PATIENCE = 5.0
+CANCEL_LIMIT = timedelta(minutes=15)
+"""So long a site is asked to end its run before the experiment is cancelled without its word."""
+CANCEL_PAUSE = timedelta(seconds=2)
+
+
+def finish(s: Snapshot, tools: Tools) -> Outcome:
+    """DONE, and no round follows: make recipes and bundles, tidy up, complete the experiment."""
+    changes = Changes()
+    if not s.round.is_evaluation:
+        # A planned round that ends makes the next one in the same transaction; only a changed database gets here.
+        return Advance(Changes(new_round=(s.round.number + 1, "evaluate")))
+    tools.errands.wait(tools.errands.keys("logs", s.key), 1.0)
+    for stray in cancel_strays(s, tools, changes, patience=STRAYS_PATIENCE):
+        text = f"{stray.site.name} has not confirmed the end of {stray.run}; it may still be computing."
+        changes.say("unconfirmed", text, level="warn", site=stray.site.slug)
+    documents = {model.id: recipe(s, model) for model in s.models}
+    made = {(artefact.model, artefact.kind) for artefact in s.artefacts}
+    changes.artefacts = _recipes(s, documents, made, tools)
+    for model in _worth_bundling(s.models):
+        if (model.id, "bundle") in made:
+            continue
+        try:
+            changes.artefacts.append(_bundle(s, model, documents[model.id], tools))
+        except StoreUnreachable:
+            raise
+        except (BundleFailed, SiteError, StoreError, OSError) as error:
+            logger.warning("bundle of %s round %d: %s", s.key, model.round_number, error)
+            text = f"The MONAI bundle of the model of round {model.round_number} could not be made: {error}"
+            changes.say("no_bundle", text, level="warn")
+    sitework.tidy_experiment(s, tools)
+    changes.experiment_to = ExperimentState.COMPLETED
+    changes.say("completed", _summary(s), level="good")
+    return Advance(changes)
+
+
+def _summary(s: Snapshot) -> str:
+    measured = [model for model in s.models if model.dice is not None]
+    text = f"The experiment is complete after {s.rounds_planned} round{'s' if s.rounds_planned != 1 else ''}."
+    if not measured:
+        return text
+    best, last = _best(measured), measured[-1]
+    text += f" Final Dice {last.dice:.3f}."
+    return text if best is last else f"{text} The best model is that of round {best.round_number} with {best.dice:.3f}."
+
+
+def _best(models: Sequence[ModelView]) -> ModelView:
+    """Return the model with the highest Dice, the earliest of equals."""
+    return max(models, key=lambda model: (model.dice or 0.0, -model.round_number))
+
+
+def _worth_bundling(models: Sequence[ModelView]) -> list[ModelView]:
+    """Return the final model and the best one; nobody infers with the random weights of the start."""
+    trained = [model for model in models if model.round_number]
+    if not trained:
+        return []
+    chosen = {trained[-1].id: trained[-1]}
+    measured = [model for model in trained if model.dice is not None]
+    if measured:
+        chosen[_best(measured).id] = _best(measured)
+    return sorted(chosen.values(), key=lambda model: model.round_number)
+
+
+# --- recipe and bundle ----------------------------------------------------------------------------
+
+
+class BundleFailed(Exception):
+    """The trainer could not make a bundle."""
+
+
+def recipe(s: Snapshot, model: ModelView) -> dict[str, Any]:
+    """Return how a global model came about: what a reader needs to judge it or to make it again."""
+    return {
+        "experiment": {"key": s.key, "title": s.title, "question": s.question, "rounds_planned": s.rounds_planned},
+        "round": model.round_number,
+        "plan": s.plan.to_json(),
+        "aggregation": {"strategy": s.strategy, "options": dict(s.strategy_options), "weighting": s.weighting},
+        "contributions": [
+            {"site": c.site, "train_cases": c.train_cases, "weight": c.weight, "update_sha256": c.update_sha256}
+            for c in s.contributions
+            if c.round_number == model.round_number
+        ],
+        "scores": dict(model.scores),
+        "dice": model.dice,
+        "weights": {"file": Path(model.key).name, "sha256": model.sha256, "size": model.size},
+    }
+
+
+def _recipes(
+    s: Snapshot, documents: dict[int, dict[str, Any]], made: set[tuple[int, str]], tools: Tools
+) -> list[NewArtefact]:
+    wanted = [model for model in s.models if (model.id, "recipe") not in made]
+    found = []
+    for model in wanted:
+        data = json.dumps(documents[model.id], indent=2, sort_keys=True, ensure_ascii=False).encode()
+        key = f"{round_prefix(s.key, model.round_number)}/{RECIPE_NAME}"
+        sha256 = tools.store.put_bytes(key, data, content_type="application/json")
+        found.append(NewArtefact(model.id, "recipe", key, sha256, len(data)))
+    return found
+
+
+def _bundle(s: Snapshot, model: ModelView, document: dict[str, Any], tools: Tools) -> NewArtefact:
+    weights = sitework.model_file(s, model, tools)
+    description, out = weights.with_name(RECIPE_NAME), weights.with_name(BUNDLE_NAME)
+    description.write_text(json.dumps(document))
+    argv = ["bundle", "--model", str(weights), "--recipe", str(description), "--out", str(out)]
+    exit_code, output = tools.trainer(argv, BUNDLE_TIMEOUT)
+    if exit_code != 0:
+        raise BundleFailed(output.strip().splitlines()[-1] if output.strip() else f"exit code {exit_code}")
+    key = f"{round_prefix(s.key, model.round_number)}/{BUNDLE_NAME}"
+    sha256 = tools.store.put_file(key, out, sha256=sha256_of_file(out), content_type="application/zip")
+    return NewArtefact(model.id, "bundle", key, sha256, out.stat().st_size)
+
+
+# --- cancel ---------------------------------------------------------------------------------------
+
+
+def cancel(s: Snapshot, tools: Tools) -> Outcome:
+    """CANCELLING: end what runs at the sites until each has confirmed it, then cancel round and experiment."""
+    changes = Changes()
+    # A launch under way must land before it can be taken back.
+    tools.errands.wait([("launch", stray.run) for stray in s.strays], CANCEL_PATIENCE)
+    left = cancel_strays(s, tools, changes, patience=CANCEL_PATIENCE)
+    since = s.stopping_since or s.now
+    if left and s.now < since + CANCEL_LIMIT:
+        names = listed(sorted({stray.site.name for stray in left}))
+        reason = f"Waiting for {names} to confirm that the run has ended."
+        pause = min(max(0.5, tools.pace.remaining(("cancel", stray.run))) for stray in left)
+        return Wait(s.now + min(timedelta(seconds=pause), timedelta(seconds=60)), changes, reason)
+    for run in s.site_runs:
+        if run.state not in SITE_RUN_OVER:
+            changes.site_runs.append(SiteRunChange(run.id, (SiteRunState.CANCELLED,), "The experiment was cancelled."))
+    if s.newest is not None and s.round.state not in (RoundState.DONE, RoundState.FAILED):
+        changes.round_through = (RoundState.CANCELLED,)
+        changes.round_because = "The experiment was cancelled."
+    changes.experiment_to = ExperimentState.CANCELLED
+    text = "The experiment is cancelled; nothing of it runs at a site any more."
+    if left:
+        text = "The experiment is cancelled. " + " ".join(_unconfirmed(stray) for stray in left)
+    changes.experiment_because = text
+    changes.say("cancelled", text, level="warn")
+    try:
+        sitework.tidy_experiment(s, tools)
+    except StoreError as error:
+        logger.warning("leftovers of %s stay in the store: %s", s.key, error)
+        changes.say("untidy", "Some leftovers could not be removed from the object store.", level="warn")
+    return Advance(changes)
+
+
+def _unconfirmed(stray: AttemptView) -> str:
+    return (
+        f"{stray.site.name} did not confirm within {CANCEL_LIMIT.total_seconds() / 60:.0f} minutes that {stray.run} has "
+        "ended: please look there. Its result would not be used."
+    )

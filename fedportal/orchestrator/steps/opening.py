@@ -1,0 +1,170 @@
+"""Steps that begin a round: choose sites, publish model and jobs, start the sites."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+from fedportal.experiments.states import RoundState, SiteRunState
+from fedportal.orchestrator import sitework
+from fedportal.orchestrator.outcomes import (
+    Advance,
+    AttemptChange,
+    Changes,
+    Fail,
+    NewAttempt,
+    NewModel,
+    NewSiteRun,
+    Outcome,
+    SiteRunChange,
+    Wait,
+)
+from fedportal.orchestrator.sitework import Tools
+from fedportal.orchestrator.snapshot import Participant, SiteRunView, Snapshot
+from fedportal.orchestrator.steps.starting import launch_what_is_due
+from fedportal.orchestrator.words import listed, of, sites
+from trainer.contract import canonical_json, global_model_key
+
+INIT_TIMEOUT = 180.0
+CHECK_PATIENCE = 20.0
+QUORUM_PAUSE = timedelta(seconds=15)
+
+
+def begin(_s: Snapshot, _tools: Tools) -> Outcome:
+    """Give a running experiment without a round its first one."""
+    return Advance(Changes(new_round=(1, "train")))
+
+
+def open_round(s: Snapshot, tools: Tools) -> Outcome:
+    """PENDING: choose the sites that take part; wait while they are too few."""
+    changes = Changes(part="open")
+    problems = {p.id: p.problem for p in s.participants} | _asked(s, tools)
+    usable = [p for p in s.participants if not problems[p.id]]
+    existing = {run.participant.id: run for run in s.site_runs}
+    delivered = {id for id, run in existing.items() if run.state is SiteRunState.ADMITTED}
+    quorum = 1 if s.round.is_evaluation else s.min_sites
+    if len({p.id for p in usable} | delivered) < quorum:
+        return _too_few(s, usable, problems, quorum, changes)
+    for participant in s.participants:
+        if participant.id not in delivered:
+            _take_in(s, participant, problems[participant.id], existing.get(participant.id), changes)
+    changes.round_through = (RoundState.PUBLISHING,)
+    return Advance(changes)
+
+
+def _asked(s: Snapshot, tools: Tools) -> dict[int, str]:
+    """Ask the sites that no recent check speaks for; return the problem of each that has one."""
+    asked = [p for p in s.participants if not p.problem and not p.is_checked]
+    for p in asked:
+        tools.errands.start(("check", p.site.id), lambda p=p: tools.connector(p.site).check())
+    tools.errands.wait([("check", p.site.id) for p in asked], CHECK_PATIENCE)
+    problems = {}
+    for p in asked:
+        errand = tools.errands.take(("check", p.site.id))
+        if errand is None:
+            problems[p.id] = f"It did not answer within {CHECK_PATIENCE:.0f} seconds."
+        elif errand.error is not None:
+            problems[p.id] = str(errand.error)
+        elif not errand.value.ok:
+            problems[p.id] = next(step.message for step in errand.value.steps if not step.ok)
+    return problems
+
+
+def _too_few(
+    s: Snapshot, usable: list[Participant], problems: dict[int, str], quorum: int, changes: Changes
+) -> Outcome:
+    failing = [p for p in s.participants if problems[p.id]]
+    reason = (
+        f"{s.round.title} waits for sites: {len(usable)} of {len(s.participants)} can take part, {quorum} are needed. "
+        + " ".join(f"{p.site.name}: {problems[p.id]}" for p in failing)
+    ).strip()
+    if s.now >= s.round.started_at + s.deadline:
+        return Fail(reason, changes)
+    # ask for a new look at them, so that the round begins soon after they are well
+    changes.checks = [p.site.id for p in failing]
+    return Wait(min(s.now + QUORUM_PAUSE, s.round.started_at + s.deadline), changes, reason)
+
+
+def _take_in(s: Snapshot, participant: Participant, problem: str, run: SiteRunView | None, changes: Changes) -> None:
+    site = participant.site
+    if problem:
+        changes.say(
+            "skipped", f"{site.name} is left out of {s.round.title.lower()}: {problem}", level="warn", site=site.slug
+        )
+    if run is None:
+        name = "" if problem else s.run_name(site, 1)
+        changes.new_site_runs.append(NewSiteRun(participant.id, name, problem))
+        return
+    # A round that is taken up again. Whoever asked for that has made the site run PENDING, or left it as it was.
+    to = SiteRunState.SKIPPED if problem else SiteRunState.PENDING
+    if run.state is not to:
+        via = (SiteRunState.PENDING,) if to is SiteRunState.SKIPPED and run.state is not SiteRunState.PENDING else ()
+        changes.site_runs.append(SiteRunChange(run.id, (*via, to), problem, {"not_before": None}))
+    if not problem and (run.current is None or not run.attempt.is_fresh):
+        changes.new_attempts.append(NewAttempt(run.id, run.number + 1, s.run_name(site, run.number + 1)))
+
+
+def publish(s: Snapshot, tools: Tools) -> Outcome:
+    """PUBLISHING: have the model in the store, and a signed job for every site that takes part."""
+    changes = Changes(part="publish")
+    if s.incoming is None:
+        if s.round.number != 1:
+            return Fail(f"The global model of round {s.round.number - 1} is missing.", changes)
+        return _publish_initial_model(s, tools, changes)
+    waiting = [run for run in s.site_runs if run.state is SiteRunState.PENDING and run.current is not None]
+    fresh = [run for run in waiting if run.current is not None and not run.attempt.upload]
+    keys = []
+    for run in fresh:
+        key = ("publish", run.attempt.run)
+        keys.append(key)
+        tools.errands.start(key, lambda run=run: sitework.publish(s, run.attempt, run.participant.dataset, tools))
+    tools.errands.wait(keys, 60.0)
+    for run, key in zip(fresh, keys, strict=True):
+        errand = tools.errands.take(key)
+        if errand is None:
+            raise TimeoutError(f"the job of {run.attempt.run} could not be put within 60 seconds")
+        if errand.error is not None:
+            raise errand.error
+        changes.attempts.append(AttemptChange(run.attempt.id, {"upload": errand.value}))
+    changes.round_through = (RoundState.DISPATCHING,)
+    return Advance(changes)
+
+
+def _publish_initial_model(s: Snapshot, tools: Tools, changes: Changes) -> Outcome:
+    folder = sitework.spool_of(s, 0, tools)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan, path = folder / "plan.json", sitework.global_in_spool(s, 0, tools)
+    plan.write_bytes(canonical_json(s.plan.to_json()))
+    exit_code, output = tools.trainer(["init", "--plan", str(plan), "--out", str(path)], INIT_TIMEOUT)
+    if exit_code != 0:
+        return Fail(f"The initial model could not be made: {_last_sentence(output)}", changes)
+    key = global_model_key(s.key, 0)
+    sha256 = tools.store.put_file(key, path)
+    changes.model = NewModel(0, key, sha256, path.stat().st_size)
+    changes.say("initial_model", f"The initial model was made ({path.stat().st_size / 1e6:.1f} MB).", sha256=sha256)
+    return Advance(changes)
+
+
+def _last_sentence(output: str) -> str:
+    """Return what the trainer said last: its lines are JSON with a message inside, or plain text."""
+    for line in reversed(output.strip().splitlines()):
+        try:
+            return str(json.loads(line)["message"])
+        except (ValueError, KeyError, TypeError):
+            return line.strip()
+    return "the trainer said nothing."
+
+
+def dispatch(s: Snapshot, tools: Tools) -> Outcome:
+    """DISPATCHING: start the sites. Those that do not answer at once are started later, from the next state."""
+    changes = Changes(part="dispatch")
+    waiting = [run for run in s.site_runs if run.state is SiteRunState.PENDING]
+    delivered = [run for run in s.site_runs if run.state is SiteRunState.ADMITTED]
+    launch_what_is_due(s, waiting, tools, changes)
+    changes.round_through = (RoundState.EVALUATING if s.round.is_evaluation else RoundState.TRAINING,)
+    changes.round_fields = {"dispatched_at": s.now, "deadline_at": s.now + s.deadline}
+    taking_part = len(waiting) + len(delivered)
+    work = "measures the final model" if s.round.is_evaluation else f"begins from the model of {of(s.round.number - 1)}"
+    names = listed([run.site.name for run in (*waiting, *delivered)])
+    changes.say("round_started", f"{s.round.title} {work} at {sites(taking_part)}: {names}.")
+    return Advance(changes)

@@ -1,0 +1,352 @@
+"""The step that lasts: hear how the sites get on, take what they deliver, start again what failed, mind the deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from fedportal.connectors.base import LogChunk, RunState
+from fedportal.connectors.errors import SiteError, StoreUnreachable
+from fedportal.experiments.states import RoundState, SiteRunState
+from fedportal.orchestrator import sitework
+from fedportal.orchestrator.outcomes import (
+    Advance,
+    AttemptChange,
+    Changes,
+    LogText,
+    Measured,
+    NewAttempt,
+    Outcome,
+    SiteRunChange,
+    Wait,
+)
+from fedportal.orchestrator.sitework import Answer, Delivery, Tools
+from fedportal.orchestrator.snapshot import AttemptView, SiteRunView, Snapshot
+from fedportal.orchestrator.steps.starting import PATIENCE, launch_what_is_due, logs_pace, poll_pace, trouble
+from fedportal.orchestrator.words import duration, sentence, sites
+from trainer.contract import EXPLANATIONS, PERMANENT, Exit
+
+MAX_LOG = 256 * 1024
+"""Bytes of an attempt's log that are kept in the journal."""
+LONGEST_WAIT = timedelta(seconds=30)
+SOON = timedelta(seconds=0.1)
+SILENT_AFTER = 3
+"""Unanswered questions in a row before people are told."""
+SIGN_OF_LIFE = timedelta(seconds=10)
+STORE_SILENT = "The object store does not answer. Trying again."
+
+
+def watch(s: Snapshot, tools: Tools) -> Outcome:
+    """TRAINING or EVALUATING: until every site run is over."""
+    return _Watch(s, tools).look()
+
+
+class _Watch:
+    """One look at all sites of a round. ``after`` has each site run's state as it will be."""
+
+    def __init__(self, s: Snapshot, tools: Tools) -> None:
+        self.s, self.round, self.tools = s, s.round, tools
+        self.changes = Changes()
+        self.after = {run.id: run.state for run in s.site_runs}
+        self.at_once = False
+        self.store_is_silent = False
+
+    def look(self) -> Outcome:
+        at_sites = [run for run in self.s.site_runs if run.is_at_site and run.current is not None]
+        self.tools.errands.wait([*self._start_looking(at_sites), *self._start_asking(at_sites)], PATIENCE)
+        for run in at_sites:
+            self._take_delivery(run)
+        for run in at_sites:
+            self._take_answer(run)
+        pending = [run for run in self.s.site_runs if run.state is SiteRunState.PENDING]
+        for failed in launch_what_is_due(self.s, pending, self.tools, self.changes):
+            self.after[failed] = SiteRunState.FAILED
+        cancel_strays(self.s, self.tools, self.changes)
+        self._mind_the_time()
+        return self._outcome()
+
+    # --- errands ----------------------------------------------------------------------------------
+
+    def _start_looking(self, runs: list[SiteRunView]) -> list[Hashable]:
+        keys: list[Hashable] = []
+        for run in runs:
+            attempt = run.attempt
+            key = ("look", attempt.run)
+            if self.tools.errands.start(
+                key, lambda a=attempt: sitework.fetch_delivery(self.s, a, self.tools), is_large=True
+            ):
+                keys.append(key)
+        return keys
+
+    def _start_asking(self, runs: list[SiteRunView]) -> list[Hashable]:
+        keys: list[Hashable] = []
+        for run in runs:
+            attempt = run.attempt
+            key = ("poll", attempt.run)
+            if self.tools.pace.is_due(key) and self.tools.errands.start(
+                key, lambda a=attempt: sitework.ask(self.s, a, self.tools)
+            ):
+                keys.append(key)
+            if attempt.log_offset < MAX_LOG and self.tools.pace.is_due(("logs", attempt.run)):
+                start_log(self.s, attempt, attempt.log_offset, self.tools)
+        return keys
+
+    # --- deliveries -------------------------------------------------------------------------------
+
+    def _take_delivery(self, run: SiteRunView) -> None:
+        errand = self.tools.errands.take(("look", run.attempt.run))
+        if errand is None:
+            return
+        if isinstance(errand.error, StoreUnreachable):
+            self.store_is_silent = True
+        elif errand.error is not None:
+            raise errand.error
+        elif errand.value is not None:
+            self.changes.part = "collect"
+            self._delivered(run, errand.value)
+
+    def _delivered(self, run: SiteRunView, delivery: Delivery) -> None:
+        s, site, manifest, attempt = self.s, run.site, delivery.manifest, run.attempt
+        if manifest is not None:
+            self.changes.measured.append(Measured(run.id, attempt.number, manifest.metrics))
+        if manifest is not None and manifest.exit_code != 0:
+            self._attempt_failed(run, manifest.exit_code, manifest.message)
+            return
+        if delivery.damaged:
+            self._attempt_failed(run, None, delivery.damaged)
+            return
+        ended = {"ended_at": s.now, "heard_at": s.now, "state": RunState.SUCCEEDED.value, "exit_code": 0}
+        self._ended(run, ended)
+        fields = {}
+        if manifest is not None:
+            fields = {
+                "train_cases": manifest.train_cases,
+                "validation_cases": manifest.validation_cases,
+                "steps": manifest.steps,
+                "seconds": dict(manifest.seconds),
+                "update_sha256": manifest.update.sha256 if manifest.update else "",
+                "update_size": manifest.update.size if manifest.update else 0,
+                "update_norm": delivery.admission.norm if delivery.admission else None,
+            }
+        if delivery.refused:
+            self._becomes(run, SiteRunState.UPLOADED, SiteRunState.REJECTED, because=delivery.refused, **fields)
+            text = f"The update of {site.name} was rejected: {delivery.refused}"
+            self.changes.say("rejected", text, level="bad", site=site.slug)
+            return
+        self._becomes(run, SiteRunState.UPLOADED, SiteRunState.ADMITTED, **fields)
+        took = (s.now - (attempt.launched_at or s.now)).total_seconds()
+        done = "measured the model" if self.round.is_evaluation else "delivered its update"
+        self.changes.say(
+            "admitted",
+            f"{site.name} {done} after {duration(took)}.",
+            level="good",
+            site=site.slug,
+            seconds=round(took, 3),
+        )
+
+    # --- answers ----------------------------------------------------------------------------------
+
+    def _take_answer(self, run: SiteRunView) -> None:
+        attempt = run.attempt
+        key = ("poll", attempt.run)
+        errand = self.tools.errands.take(key)
+        if errand is None or self.after[run.id] is not run.state:
+            return
+        if isinstance(errand.error, StoreUnreachable):
+            self.store_is_silent = True
+        elif isinstance(errand.error, SiteError):
+            if self.tools.pace.missed(key) >= SILENT_AFTER:
+                trouble(run, errand.error.message, self.changes)
+        elif errand.error is not None:
+            raise errand.error
+        else:
+            self._answered(run, attempt, errand.value)
+
+    def _answered(self, run: SiteRunView, attempt: AttemptView, answer: Answer) -> None:
+        status = answer.status
+        self.tools.pace.heard(("poll", attempt.run), first=poll_pace(run.site)[0], longest=poll_pace(run.site)[1])
+        if run.reason:
+            self.changes.site_runs.append(SiteRunChange(run.id, fields={"reason": ""}))
+            self.changes.say("reached", f"{run.site.name} answers again.", site=run.site.slug)
+        if answer.has_delivered:
+            self.at_once = True
+        elif status.state.is_over:
+            message = status.message or (
+                "The site no longer knows the run."
+                if status.state is RunState.LOST
+                else "The run ended without a result."
+            )
+            self._attempt_failed(run, status.exit_code, message, state=status.state)
+        else:
+            if status.state is RunState.RUNNING and run.state is SiteRunState.DISPATCHED:
+                self._becomes(run, SiteRunState.RUNNING)
+            if attempt.state != status.state or self.s.now - (attempt.heard_at or self.s.now) > SIGN_OF_LIFE:
+                alive = {"state": status.state.value, "heard_at": self.s.now}
+                self.changes.attempts.append(AttemptChange(attempt.id, alive))
+
+    def _attempt_failed(
+        self, run: SiteRunView, exit_code: int | None, message: str, *, state: RunState = RunState.FAILED
+    ) -> None:
+        """End an attempt; begin the next one, or fail the site run when another would not help."""
+        s, site = self.s, run.site
+        known = exit_code in {int(code) for code in Exit}
+        reason = sentence(message or (EXPLANATIONS[Exit(exit_code)] if known and exit_code is not None else ""))
+        self._ended(run, {"ended_at": s.now, "state": state.value, "exit_code": exit_code, "message": reason})
+        is_permanent = exit_code in {int(code) for code in PERMANENT}
+        if is_permanent or run.tries >= s.max_attempts:
+            why = (
+                "Another attempt would fail in the same way."
+                if is_permanent
+                else f"That was attempt {run.tries} of {s.max_attempts}."
+            )
+            self._becomes(run, SiteRunState.FAILED, because=reason)
+            self.changes.say("site_failed", f"{site.name} failed: {reason} {why}", level="bad", site=site.slug)
+            return
+        pause = min(300.0, 4.0 ** (run.tries - 1))
+        number = run.number + 1
+        self._becomes(run, SiteRunState.PENDING, because=reason, not_before=s.now + timedelta(seconds=pause))
+        self.changes.new_attempts.append(NewAttempt(run.id, number, s.run_name(site, number)))
+        text = f"Retrying {site.name} in {duration(pause)}: {reason} (attempt {run.tries + 1} of {s.max_attempts})"
+        self.changes.say("retrying", text, level="warn", site=site.slug)
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def _mind_the_time(self) -> None:
+        live = [run for run in self.s.site_runs if not self._is_over(run)]
+        if not live:
+            return
+        now, deadline = self.s.now, self.round.deadline_at
+        quorum_at = self._quorum_at()
+        failed = [run for run in self.s.site_runs if self.after[run.id] in _MISSING]
+        if deadline is not None and now >= deadline:
+            self._give_up(live, f"It did not deliver within {duration(self.s.deadline.total_seconds())}.")
+        elif self.s.stragglers == "drop" and quorum_at is not None and now >= quorum_at + self.s.grace:
+            self._give_up(live, "It was late; the others had enough updates and went on without it.")
+        elif self.s.stragglers == "fail" and failed and not self.round.is_evaluation:
+            self._give_up(live, f"It was stopped, because {failed[0].site.name} failed.")
+
+    def _quorum_at(self) -> datetime | None:
+        admitted = sum(state is SiteRunState.ADMITTED for state in self.after.values())
+        if self.round.quorum_at is None and admitted >= self.s.min_sites:
+            self.changes.round_fields["quorum_at"] = self.s.now
+            return self.s.now
+        return self.round.quorum_at
+
+    def _give_up(self, runs: list[SiteRunView], because: str) -> None:
+        for run in runs:
+            self._becomes(run, SiteRunState.TIMED_OUT, because=because)
+            self.changes.say("timed_out", f"{run.site.name}: {because}", level="warn", site=run.site.slug)
+
+    # --- outcome ----------------------------------------------------------------------------------
+
+    def _outcome(self) -> Outcome:
+        if all(self._is_over(run) for run in self.s.site_runs):
+            self.changes.round_through = (RoundState.COLLECTING,)
+            return Advance(self.changes)
+        if self.changes.new_attempts or any("upload" in change.fields for change in self.changes.attempts):
+            return Advance(self.changes)
+        return Wait(self._next_look(), self.changes, self._reason())
+
+    def _reason(self) -> str:
+        if self.store_is_silent:
+            return STORE_SILENT
+        possible = sum(state not in _MISSING for state in self.after.values())
+        if possible < self.s.min_sites and not self.round.is_evaluation:
+            missing = [run.site.name for run in self.s.site_runs if self.after[run.id] in _MISSING]
+            return (
+                f"{self.round.title} needs updates from {sites(self.s.min_sites)}, but only {possible} can still deliver. "
+                f"Retry {' or '.join(missing)}, or the round fails when the others have delivered."
+            )
+        return ""
+
+    def _next_look(self) -> datetime:
+        s, tools = self.s, self.tools
+        if self.at_once:
+            return s.now
+        times = [s.now + LONGEST_WAIT]
+        times += [t for t in (self.round.deadline_at,) if t is not None]
+        if s.stragglers == "drop" and self.round.quorum_at is not None:
+            times.append(self.round.quorum_at + s.grace)
+        for run in s.site_runs:
+            if self._is_over(run) or run.current is None:
+                continue
+            name = run.attempt.run
+            if any(tools.errands.is_under_way((verb, name)) for verb in ("look", "publish", "launch")):
+                times.append(s.now + SOON)
+            elif self.after[run.id] is SiteRunState.PENDING:
+                launch_in = timedelta(seconds=max(0.0, tools.pace.remaining(("launch", name))))
+                times.append(max(run.not_before or s.now, s.now + launch_in))
+            else:
+                times.append(s.now + timedelta(seconds=max(0.1, tools.pace.remaining(("poll", name)))))
+        for stray in s.strays:
+            times.append(s.now + timedelta(seconds=max(0.5, tools.pace.remaining(("cancel", stray.run)))))
+        return max(min(times), s.now)
+
+    # --- small things -----------------------------------------------------------------------------
+
+    def _is_over(self, run: SiteRunView) -> bool:
+        return self.after[run.id] in _OVER
+
+    def _becomes(self, run: SiteRunView, *through: SiteRunState, because: str = "", **fields: object) -> None:
+        self.after[run.id] = through[-1]
+        self.changes.site_runs.append(SiteRunChange(run.id, through, because, fields))
+
+    def _ended(self, run: SiteRunView, fields: dict[str, object]) -> None:
+        attempt = run.attempt
+        self.changes.attempts.append(AttemptChange(attempt.id, fields))
+        self.tools.pace.forget(("poll", attempt.run), ("logs", attempt.run))
+        if attempt.log_offset < MAX_LOG:
+            start_log(self.s, attempt, attempt.log_offset, self.tools)
+
+
+_MISSING = frozenset({SiteRunState.FAILED, SiteRunState.REJECTED, SiteRunState.TIMED_OUT, SiteRunState.SKIPPED})
+_OVER = _MISSING | {SiteRunState.ADMITTED, SiteRunState.CANCELLED}
+
+
+def start_log(s: Snapshot, attempt: AttemptView, offset: int, tools: Tools) -> None:
+    """Read on in a run's log; :func:`take_logs` of a later step stores what comes."""
+    first, longest = logs_pace(attempt.site)
+    tools.pace.heard(("logs", attempt.run), first=first, longest=longest)
+    attempt = replace(attempt, log_offset=offset)
+    tools.errands.start(("logs", s.key, attempt.id, offset), lambda: (attempt, sitework.read_log(attempt, tools)))
+
+
+def take_logs(s: Snapshot, tools: Tools, changes: Changes) -> None:
+    """Take the pieces of log that have come. A site that cannot show its log is not in trouble for it."""
+    ended = {change.attempt for change in changes.attempts if "ended_at" in change.fields}
+    for key in tools.errands.keys("logs", s.key):
+        errand = tools.errands.take(key)
+        if errand is None or errand.error is not None:
+            continue
+        attempt: AttemptView = errand.value[0]
+        chunk: LogChunk = errand.value[1]
+        if not chunk.text:
+            continue
+        text = chunk.text[: MAX_LOG - attempt.log_offset]
+        changes.logs.append(LogText(attempt.id, attempt.log_offset, text, chunk.next_offset))
+        is_over = attempt.id in ended or (s.newest is not None and attempt.round_number != s.round.number)
+        if is_over and chunk.next_offset < MAX_LOG:
+            start_log(s, attempt, chunk.next_offset, tools)  # its last words may have come after this piece
+
+
+def cancel_strays(s: Snapshot, tools: Tools, changes: Changes, *, patience: float = 0.0) -> list[AttemptView]:
+    """End runs that nobody waits for any more; return those that are not confirmed yet."""
+    keys = []
+    for stray in s.strays:
+        key = ("cancel", stray.run)
+        if tools.pace.is_due(key) and not tools.errands.is_under_way(("launch", stray.run)):
+            tools.errands.start(key, lambda a=stray: sitework.cancel(a, tools))
+        keys.append(key)
+    tools.errands.wait(keys, patience)
+    left = []
+    for stray, key in zip(s.strays, keys, strict=True):
+        errand = tools.errands.take(key)
+        if errand is not None and errand.error is None:
+            tools.pace.forget(key)
+            changes.attempts.append(AttemptChange(stray.id, {"ended_at": s.now, "state": RunState.CANCELLED.value}))
+            continue
+        if errand is not None:
+            tools.pace.missed(key)
+        left.append(stray)
+    return left

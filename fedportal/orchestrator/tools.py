@@ -1,0 +1,65 @@
+"""Build the tools of the steps from the settings."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from django.conf import settings
+
+from fedportal.aggregation.process import AggregationProcess
+from fedportal.connectors import registry
+from fedportal.connectors.base import Connector
+from fedportal.connectors.objectstore import ObjectStore
+from fedportal.connectors.trainer_process import TrainerProcess
+from fedportal.orchestrator.errands import Errands, Pace
+from fedportal.orchestrator.sitework import Tools
+from fedportal.orchestrator.snapshot import SiteView
+from trainer.contract import canonical_json
+
+AGGREGATION_TIMEOUT = 1800.0
+
+
+class Connectors:
+    """One connector for each site as it is configured now, kept for its open connections."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._built: dict[str, tuple[bytes, Connector]] = {}
+
+    def __call__(self, site: SiteView) -> Connector:
+        config = {**site.config, **site.secrets}
+        if site.connector == "local":
+            config.setdefault("socket", str(settings.FEDPORTAL_TRAINER_SOCKET))
+        mark = canonical_json([site.connector, config])
+        with self._lock:
+            known = self._built.get(site.slug)
+            if known is None or known[0] != mark:
+                known = self._built[site.slug] = (mark, registry.build(site.connector, config))
+            return known[1]
+
+
+def from_settings() -> Tools:
+    """Return tools for the portal's own store, spool and trainer."""
+    trainer = TrainerProcess(Path(settings.FEDPORTAL_TRAINER_SOCKET))
+
+    def run_trainer(argv: Sequence[str], timeout: float) -> tuple[int, str]:
+        result = trainer.run_command(argv, timeout=timeout)
+        return result.exit_code, result.log or result.output
+
+    return Tools(
+        store=ObjectStore(**settings.OBJECT_STORE),
+        aggregation=AggregationProcess(
+            memory_limit_bytes=settings.FEDPORTAL_AGGREGATION_MEMORY, timeout=AGGREGATION_TIMEOUT
+        ),
+        connector=Connectors(),
+        trainer=run_trainer,
+        spool=Path(settings.FEDPORTAL_SPOOL),
+        secret=settings.FEDPORTAL_ATTEMPT_SECRET,
+        public_url=settings.FEDPORTAL_PUBLIC_URL,
+        url_lifetime=timedelta(hours=settings.FEDPORTAL_URL_HOURS),
+        errands=Errands(),
+        pace=Pace(),
+    )
