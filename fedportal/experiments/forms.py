@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from django import forms
+from django.db.models import Q
 
 from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import refusal
 from fedportal.experiments import services
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.plan import MAX_REGION_NAME, merged, nested, problems_of, region_text
-from fedportal.experiments.recipe import Group, Kind, Setting, of_section, value_of
+from fedportal.experiments.readiness import dataset_problem, site_problem
+from fedportal.experiments.recipe import Group, Kind, Setting, number_text, of_section, value_of
 from fedportal.experiments.states import ExperimentState
-from fedportal.sites.models import Dataset
+from fedportal.sites.models import Dataset, Site
 
 SEPARATORS = re.compile(r"[\s,;x×–]+")
 
@@ -39,7 +42,7 @@ class NumbersField(forms.CharField):
 
     def prepare_value(self, value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return (" × " if self.count else ", ").join(f"{part:g}" for part in value)
+            return (" × " if self.count else ", ").join(map(number_text, value))
         return value
 
     def to_python(self, value: Any) -> list[float] | None:
@@ -89,6 +92,15 @@ class RegionsField(forms.CharField):
         return regions
 
 
+class NumberField(forms.FloatField):
+    """A number in a text field: a number field of the browser would throw away what it cannot read."""
+
+    widget = forms.TextInput(attrs={"inputmode": "decimal"})
+
+    def prepare_value(self, value: Any) -> Any:
+        return number_text(value) if isinstance(value, float) else value
+
+
 def field_of(setting: Setting) -> forms.Field:
     """Return the form field of a setting, with help, unit, range and default."""
     common: dict[str, Any] = {
@@ -105,9 +117,7 @@ def field_of(setting: Setting) -> forms.Field:
             field = forms.IntegerField(min_value=int(setting.low), max_value=int(setting.high), **common)
             field.error_messages["invalid"] = "Write a whole number."
         case Kind.NUMBER:
-            # a text field: a number field would throw away what it cannot read instead of sending it
-            text = forms.TextInput(attrs={"inputmode": "decimal", "size": 12})
-            field = forms.FloatField(min_value=setting.low, max_value=setting.high, widget=text, **common)
+            field = NumberField(min_value=setting.low, max_value=setting.high, **common)
             field.error_messages["invalid"] = "Write a number with a decimal point, like 0.001."
         case _:
             field = NumbersField(setting, **common)
@@ -169,6 +179,37 @@ class QuestionForm(SectionForm):
         return {"fields": {renamed.get(name, name): value for name, value in self.cleaned_data.items()}}
 
 
+@dataclass(frozen=True)
+class DatasetChoice:
+    """A dataset that can be ticked. ``problem``: why it cannot be trained on; ``unlike``: why not with the chosen ones."""
+
+    dataset: Dataset
+    is_ticked: bool
+    problem: str
+    unlike: str
+
+    @property
+    def labels(self) -> list[str]:
+        """Return the names of what is segmented, without the background."""
+        return [name for number, name in sorted(self.dataset.labels.items()) if number != "0"]
+
+    @property
+    def task(self) -> str:
+        """Return a text that is the same for datasets that can train one model."""
+        return repr(self.dataset.task_signature)
+
+
+@dataclass(frozen=True)
+class SiteCard:
+    site: Site
+    problem: str
+    choices: list[DatasetChoice]
+
+    @property
+    def takes_part(self) -> bool:
+        return any(choice.is_ticked for choice in self.choices)
+
+
 class SitesForm(SectionForm):
     section, title = "sites", "Sites and datasets"
 
@@ -192,6 +233,20 @@ class SitesForm(SectionForm):
     def values_of(cls, experiment: Experiment) -> dict[str, Any]:
         return {"datasets": list(experiment.participations.values_list("dataset", flat=True))}
 
+    def cards(self) -> list[SiteCard]:
+        """Return the sites with what they offer, each unfit one with the reason; those that take part come first."""
+        ticked = {str(value) for value in self["datasets"].value() or ()}
+        offered: dict[int, list[DatasetChoice]] = {}
+        chosen = [dataset for dataset in self.fields["datasets"].queryset if str(dataset.pk) in ticked]
+        for dataset in self.fields["datasets"].queryset:
+            unlike = next((other for other in chosen if other.task_signature != dataset.task_signature), None)
+            why = difference("Another task: it has", dataset, "the chosen ones have", unlike) if unlike else ""
+            choice = DatasetChoice(dataset, str(dataset.pk) in ticked, dataset_problem(dataset), why)
+            offered.setdefault(dataset.site_id, []).append(choice)
+        sites = Site.objects.filter(Q(retired_at=None) | Q(pk__in=offered)).with_last_check()
+        cards = [SiteCard(site, site_problem(site), offered.get(site.pk, [])) for site in sites]
+        return sorted(cards, key=lambda card: (not card.takes_part, bool(card.problem), card.site.name))
+
     def clean_datasets(self) -> Iterable[Dataset]:
         datasets = list(self.cleaned_data["datasets"])
         at: dict[int, Dataset] = {}
@@ -204,7 +259,7 @@ class SitesForm(SectionForm):
         for dataset in datasets:
             if dataset.task_signature != first.task_signature:
                 raise forms.ValidationError(
-                    f"{first} and {dataset} cannot train one model: {difference(first, dataset)} "
+                    f"These cannot train one model: {difference(f'{first} has', first, f'{dataset} has', dataset)} "
                     "Choose datasets with the same channels and labels."
                 )
         return datasets
@@ -213,12 +268,12 @@ class SitesForm(SectionForm):
         return {"participants": self.cleaned_data["datasets"]} if "datasets" in self.cleaned_data else {}
 
 
-def difference(one: Dataset, other: Dataset) -> str:
-    """Say in a sentence what two datasets do not have in common."""
-    if one.channels != other.channels:
-        return f"one has the channels {', '.join(one.channels)}, the other {', '.join(other.channels)}."
-    names = [", ".join(f"{n} {label}" for n, label in sorted(d.labels.items())) for d in (one, other)]
-    return f"one has the labels {names[0]}, the other {names[1]}."
+def difference(one: str, dataset: Dataset, other: str, like: Dataset) -> str:
+    """Say what two datasets do not have in common, calling them ``one`` and ``other``."""
+    if dataset.channels != like.channels:
+        return f"{one} the channels {', '.join(dataset.channels)}, {other} {', '.join(like.channels)}."
+    labels = [", ".join(f"{n} {name}" for n, name in sorted(d.labels.items())) for d in (dataset, like)]
+    return f"{one} the labels {labels[0]}, {other} {labels[1]}."
 
 
 class SettingsForm(SectionForm):

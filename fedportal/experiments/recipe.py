@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -44,6 +45,7 @@ class Setting:
     advanced: bool = False
     optional: bool = False
     empty: str = "—"
+    zero: str = ""
     of_plan: bool = True
 
     @property
@@ -59,31 +61,34 @@ class Setting:
 
     @property
     def range_text(self) -> str:
-        """Return range and default in words: “0 to 0.9, default 0.”"""
-        limits = "" if self.low is None else f"{_number(self.low)} to {_number(self.high)}"
-        default = "" if self.kind is Kind.YES_NO else f"default {self.show(self.default)}"
-        text = ", ".join(filter(None, [limits, default]))
-        return f"{text[:1].upper()}{text[1:]}." if text else ""
+        """Return range and default in words: “Range 0 to 0.9. Default 0.”"""
+        limits = "" if self.low is None else f"Range {number_text(self.low)} to {number_text(self.high)}."
+        default = "" if self.kind is Kind.YES_NO else f"Default: {self.show(self.default).split(':')[0]}."
+        return f"{limits} {default}".strip()
 
     def show(self, value: Any) -> str:
         """Return the value as people read it, with its unit."""
         if value is None or value == "":
             return self.empty
         if self.kind is Kind.CHOICE:
-            return dict(self.choices).get(value, str(value))
+            return str(dict(self.choices).get(value, value))
         if self.kind is Kind.YES_NO:
             return "Yes" if value else "No"
         if self.kind is Kind.WHOLES:
-            text = " – ".join(str(part) for part in value)
+            text = ", ".join(map(number_text, value))
         elif self.kind in (Kind.WHOLE_TRIPLE, Kind.NUMBER_TRIPLE):
-            text = " × ".join(f"{part:g}" for part in value)
+            text = " × ".join(map(number_text, value))
+        elif not value and self.zero:
+            return self.zero
         else:
-            text = _number(value)
-        return f"{text} {self.unit}".rstrip()
+            text = number_text(value)
+        unit = self.unit.removesuffix("s") if value == 1 else self.unit
+        return f"{text} {unit}".rstrip()
 
 
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else f"{value:g}"
+def number_text(value: float) -> str:
+    """Write a number without an exponent: 12, 0.001, 0.00001."""
+    return str(int(value)) if value == int(value) else f"{Decimal(repr(value)):f}"
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("seed", "Random seed", "The same seed and data give the same model again.", _K.WHOLE, "training", low=0, high=2**31 - 1, advanced=True),
     Setting(
         "threads", "Threads", "Processor threads for each training; 0 lets the site decide.", _K.WHOLE, "training",
-        unit="threads", low=0, high=256, advanced=True,
+        unit="threads", low=0, high=256, advanced=True, zero="the site decides",
     ),
     Setting("optimizer.name", "Optimizer", "Adam needs the least tuning.", _K.CHOICE, "optimizer", choices=OPTIMIZER_CHOICES),
     Setting("optimizer.learning_rate", "Learning rate", "Size of the steps. 0.001 suits Adam.", _K.NUMBER, "optimizer", low=1e-8, high=10),
@@ -190,7 +195,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("optimizer.momentum", "Momentum", "For SGD only.", _K.NUMBER, "optimizer", low=0, high=0.9999, advanced=True),
     Setting("optimizer.amsgrad", "AMSGrad", "A variant of Adam and AdamW that never lets its memory shrink.", _K.YES_NO, "optimizer", advanced=True),
     Setting("schedule.name", "Schedule", "Constant is right for few rounds; cosine ends gently.", _K.CHOICE, "schedule", choices=SCHEDULE_CHOICES),
-    Setting("schedule.warmup_rounds", "Warm-up", "Rounds in which the rate grows from nothing; not more than all rounds.", _K.WHOLE, "schedule", unit="rounds", low=0, high=10_000, advanced=True),
+    Setting("schedule.warmup_rounds", "Warm-up", "Rounds in which the rate grows from nothing; not more than all rounds.", _K.WHOLE, "schedule", unit="rounds", low=0, high=10_000, zero="none", advanced=True),
     Setting("schedule.final_factor", "Final share", "For cosine: share of the learning rate that is left in the last round.", _K.NUMBER, "schedule", low=0, high=1, advanced=True),
     Setting("schedule.power", "Power", "For polynomial: 1 falls in a straight line, higher falls sooner.", _K.NUMBER, "schedule", low=0.1, high=10, advanced=True),
     Setting("schedule.step_rounds", "Rounds per step", "For steps: how long the rate stays the same.", _K.WHOLE, "schedule", unit="rounds", low=1, high=10_000, advanced=True),
@@ -207,7 +212,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("validation.local", "Also measure each site's own model", "After training and before it is merged: shows what a site learned by itself.", _K.YES_NO, "validation"),
     Setting(
         "validation.hd95_every", "Surface distance (HD95) every", "Rounds between measurements, and at the end; 0 never measures it.",
-        _K.WHOLE, "validation", unit="rounds", low=0, high=10_000,
+        _K.WHOLE, "validation", unit="rounds", low=0, high=10_000, zero="never",
     ),
     Setting("validation.overlap", "Overlap of patches", "When a volume is larger than the patch: the share by which neighbours overlap.", _K.NUMBER, "validation", low=0, high=0.9, advanced=True),
     Setting("rounds", "Rounds", "How often the sites train and the portal makes a new global model.", _K.WHOLE, "rounds", unit="rounds", low=1, high=10_000),
