@@ -1,0 +1,21 @@
+"""Addresses under /api/: what was measured and what happened, to read."""
+
+from django.urls import path, register_converter
+
+from fedportal.monitoring import api
+from fedportal.monitoring.converters import KeyConverter
+
+register_converter(KeyConverter, "experiment_key")
+
+urlpatterns = [
+    path("experiments/<experiment_key:key>/metrics/", api.MetricsView.as_view(), name="api-experiment-metrics"),
+    path("experiments/<experiment_key:key>/journal/", api.JournalView.as_view(), name="api-experiment-journal"),
+    path("experiments/<experiment_key:key>/rounds/", api.RoundsView.as_view(), name="api-experiment-rounds"),
+    path("experiments/<experiment_key:key>/models/", api.ModelsView.as_view(), name="api-experiment-models"),
+    path(
+        "experiments/<experiment_key:key>/models/<int:number>/<str:kind>/",
+        api.ModelFileView.as_view(),
+        name="api-experiment-model-file",
+    ),
+    path("experiments/<experiment_key:key>/logs/", api.LogView.as_view(), name="api-experiment-log"),
+]

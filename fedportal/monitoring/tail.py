@@ -1,0 +1,254 @@
+"""Following journals for the sockets: one reader per experiment and process, fanned out to all who watch.
+
+The rows are the only truth and nothing here needs to be kept. A reader asks the database what came after the ids it
+has seen, four times a second while something happens and slower when not; no broker is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from channels.db import database_sync_to_async
+from django.db import DatabaseError
+
+from fedportal.accounts.models import User
+from fedportal.experiments.models import Event, Experiment
+from fedportal.monitoring import fragments
+from fedportal.monitoring.figures import Row, SiteStyle, as_json, collect
+from fedportal.monitoring.fragments import Fragment
+from fedportal.monitoring.overview import Overview, overview, site_styles
+from fedportal.monitoring.rows import Cursor, follow_events, follow_metrics, missed
+
+logger = logging.getLogger(__name__)
+
+FASTEST, SLOWEST, AT_REST = 0.25, 1.0, 3.0
+"""Seconds between two looks: while rows come, while it runs but nothing comes, and when it does not run."""
+CALM_SECONDS = 5.0
+"""So long after the last news the looks become slower."""
+RENDER_SECONDS = 1.0
+"""How often head and newest rounds are rendered anew while it runs: a forecast changes without a row."""
+REVIEW_SECONDS = 5.0
+"""How often the right to watch is checked when there is nothing to send; with every message it is checked anyway."""
+BEAT_SECONDS = 10.0
+"""With nothing to send for so long, a sign of life goes out: a page that hears none connects again."""
+BACKLOG = 64
+"""Messages that may wait for one socket; a slower one is closed and comes back from its cursor."""
+ROUNDS_RENDERED = 8
+ROUNDS_MISSED = 100
+"""A page that is further behind is told to reload."""
+GONE, TOO_SLOW = 4404, 4408
+
+
+BEAT = as_json({"beat": True})
+
+
+class Listener:
+    """One socket's queue of encoded messages; a number in it is the code to close with."""
+
+    def __init__(self, user_id: int) -> None:
+        self.user_id = user_id
+        self._queue: asyncio.Queue[str | int] = asyncio.Queue()
+
+    def put(self, message: str | int) -> None:
+        self._queue.put_nowait(message if self._queue.qsize() < BACKLOG else TOO_SLOW)
+
+    async def get(self) -> str | int:
+        return await self._queue.get()
+
+
+class Reader:
+    """What has been read of an experiment. Queries the database: make and call it in a thread."""
+
+    def __init__(self, experiment_id: int) -> None:
+        self.experiment_id = experiment_id
+        self.looks = site_styles(Experiment.objects.get(pk=experiment_id))
+        self.is_active = True
+        self._events = follow_events(experiment_id)
+        self._metrics = follow_metrics(experiment_id)
+        self._version = -1
+        self._sent: dict[str, str] = {}
+        self._rendered_at = self._reviewed_at = 0.0
+
+    def look(self, watchers: Iterable[int]) -> tuple[str | None, set[int] | None]:
+        """Return what is new as an encoded message, and who of ``watchers`` (user ids) may have it.
+
+        ``None``: nothing new; nothing new and not the time to ask who may watch.
+        """
+        experiment = Experiment.objects.filter(pk=self.experiment_id).first()
+        if experiment is None:
+            return None, set()
+        self.is_active = experiment.is_active
+        events, metrics = self._events.next(), self._metrics.next()
+        state = self._changed(experiment, renew=bool(events))
+        message = None
+        if events or metrics or state:
+            cursor = Cursor(self._events.last, self._metrics.last)
+            message = compose(experiment, self.looks, cursor, events=events, metrics=metrics, state=state)
+        return message, self._allowed(watchers, at_once=message is not None)
+
+    def _changed(self, experiment: Experiment, *, renew: bool) -> dict[str, Any]:
+        """Render what may have changed, at most once a second unless a row says more; return what has changed."""
+        now = time.monotonic()
+        timely = self.is_active and now - self._rendered_at >= RENDER_SECONDS
+        if not (renew or timely or experiment.version != self._version):
+            return {}
+        self._version, self._rendered_at = experiment.version, now
+        view = overview(experiment, count=ROUNDS_RENDERED, looks=self.looks)
+        changed = [piece for piece in state_of(view, rounds=2) if self._sent.get(piece["id"]) != piece["html"]]
+        self._sent.update((piece["id"], piece["html"]) for piece in changed)
+        return {"fragments": changed, "summary": view.summary} if changed else {}
+
+    def _allowed(self, watchers: Iterable[int], *, at_once: bool) -> set[int] | None:
+        now = time.monotonic()
+        if not at_once and now - self._reviewed_at < REVIEW_SECONDS:
+            return None
+        self._reviewed_at = now
+        users = User.objects.filter(pk__in=set(watchers), is_active=True)
+        return {user.pk for user in users if Experiment.objects.visible_to(user).filter(pk=self.experiment_id).exists()}
+
+
+def state_of(view: Overview, *, rounds: int) -> list[Fragment]:
+    """Return head, models and the newest ``rounds`` lines of the matrix, oldest first."""
+    rows = [fragments.round_row(view, row) for row in reversed(view.rows[:rounds])]
+    return [fragments.head(view), *rows, fragments.models(view)]
+
+
+def compose(
+    experiment: Experiment,
+    looks: list[SiteStyle],
+    cursor: Cursor,
+    *,
+    events: Sequence[Event] = (),
+    metrics: Sequence[Row] = (),
+    state: dict[str, Any] | None = None,
+) -> str:
+    """Encode one message of the socket.
+
+    ``cursor``: what the page has with this message. ``series``: points as in the page's first figure.
+    ``fragments``: HTML to put into its place. ``summary``: the sentence for screen readers, where it may have changed.
+    """
+    state = state or {}
+    names = {look.slug: look.name for look in looks}
+    news = [fragments.event(event, names) for event in events]
+    message: dict[str, Any] = {
+        **state,
+        "cursor": str(cursor),
+        "state": experiment.state,
+        "series": collect(metrics, start=experiment.started_at),
+        "fragments": [*state.get("fragments", ()), *news],
+    }
+    return as_json(message)
+
+
+def catch_up(experiment_id: int, cursor: Cursor, *, shown_round: int) -> Iterator[str]:
+    """Yield messages with all that somebody missed: the state now, then every row after the cursor.
+
+    ``shown_round``: the newest round that the page shows. A page that is too far behind gets ``{"reload": true}``.
+    """
+    experiment = Experiment.objects.get(pk=experiment_id)
+    looks = site_styles(experiment)
+    behind = max(ROUNDS_RENDERED, _newest_round(experiment) - shown_round + 2)
+    if behind > ROUNDS_MISSED:
+        yield as_json({"reload": True})
+        return
+    view = overview(experiment, count=behind, looks=looks)
+    shown = max(2, view.rows[0].number - shown_round + 2) if view.rows else 0
+    state = {"fragments": state_of(view, rounds=shown), "summary": view.summary}
+    yield compose(experiment, looks, cursor, state=state)
+    for events, metrics, reached in missed(experiment_id, cursor):
+        yield compose(experiment, looks, reached, events=events, metrics=metrics)
+
+
+def _newest_round(experiment: Experiment) -> int:
+    return experiment.rounds.order_by("-number").values_list("number", flat=True).first() or 0
+
+
+class Tail:
+    """The task that reads for all listeners of one experiment; it ends with the last of them."""
+
+    def __init__(self, experiment_id: int) -> None:
+        self.experiment_id = experiment_id
+        self.listeners: set[Listener] = set()
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+
+    async def add(self, listener: Listener) -> None:
+        """Let a listener in. From here on it misses nothing: what came before is for :func:`catch_up`."""
+        self.listeners.add(listener)
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        await asyncio.shield(self._ready)
+
+    async def remove(self, listener: Listener) -> None:
+        self.listeners.discard(listener)
+        if self.listeners:
+            return
+        for place in [place for place, tail in _tails.items() if tail is self]:
+            del _tails[place]  # before anything is awaited: whoever comes now starts a tail of its own
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        reader = await self._begin()
+        self._ready.set_result(None)
+        last_news = last_sent = time.monotonic()
+        while True:
+            try:
+                watchers = [listener.user_id for listener in self.listeners]
+                message, allowed = await database_sync_to_async(reader.look)(watchers)
+            except DatabaseError:
+                logger.exception("Cannot read the journal of experiment %s at the moment", self.experiment_id)
+                message, allowed = None, None
+            now = time.monotonic()
+            if message is not None:
+                last_news = last_sent = now
+            elif now - last_sent >= BEAT_SECONDS:
+                message, last_sent = BEAT, now
+            self._send(message, allowed)
+            await asyncio.sleep(pause(now - last_news, is_active=reader.is_active))
+
+    async def _begin(self) -> Reader:
+        while True:
+            try:
+                return await database_sync_to_async(Reader)(self.experiment_id)
+            except DatabaseError:
+                logger.exception("Cannot open the journal of experiment %s at the moment", self.experiment_id)
+                await asyncio.sleep(SLOWEST)
+
+    def _send(self, message: str | None, allowed: set[int] | None) -> None:
+        for listener in list(self.listeners):
+            if allowed is not None and listener.user_id not in allowed:
+                listener.put(GONE)
+            elif message is not None:
+                listener.put(message)
+
+
+def pause(calm: float, *, is_active: bool) -> float:
+    """Return the seconds until the next look, ``calm`` seconds after the last news."""
+    if calm < CALM_SECONDS:
+        return FASTEST
+    return SLOWEST if is_active else AT_REST
+
+
+_tails: dict[tuple[int, int], Tail] = {}
+"""By event loop and experiment: a task cannot serve the sockets of another loop."""
+
+
+@asynccontextmanager
+async def listen(experiment_id: int, user_id: int) -> AsyncIterator[Listener]:
+    """Listen to an experiment as long as the block runs."""
+    place = id(asyncio.get_running_loop()), experiment_id
+    tail = _tails.get(place) or _tails.setdefault(place, Tail(experiment_id))
+    listener = Listener(user_id)
+    try:
+        await tail.add(listener)
+        yield listener
+    finally:
+        await tail.remove(listener)
