@@ -149,6 +149,16 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Federated learning for medical image segmentation across hospitals.",
     "VERSION": VERSION,
     "SERVE_INCLUDE_SCHEMA": False,
+    "ENUM_NAME_OVERRIDES": {"ExperimentStateEnum": "fedportal.experiments.states.ExperimentState.choices"},
+    "APPEND_COMPONENTS": {
+        "securitySchemes": {
+            "attemptToken": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "Token of one attempt of a site run; the trainer derives it from its key.",
+            }
+        }
+    },
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "REDOC_DIST": "SIDECAR",
