@@ -26,6 +26,7 @@ from fedportal.experiments.serializers import (
     ExperimentSerializer,
     NewExperimentSerializer,
     PlanSchemaSerializer,
+    ProblemSerializer,
     ShareSerializer,
 )
 from fedportal.sites.models import Site
@@ -48,6 +49,9 @@ class MayControl(permissions.BasePermission):
         return experiment.can_be_controlled_by(request.user)
 
 
+PROBLEMS = {code: ProblemSerializer for code in (400, 403, 404, 409)}
+CHANGED = {200: ExperimentSerializer, **PROBLEMS}
+CREATED = {201: ExperimentSerializer, **PROBLEMS}
 DRAFT_EXAMPLE = OpenApiExample(
     "The reference experiment at three sites, for 20 rounds",
     request_only=True,
@@ -76,10 +80,8 @@ SEARCH = OpenApiParameter("search", str, description="Words in the title or the 
 
 @extend_schema_view(
     list=extend_schema(parameters=[STATE, MINE, SEARCH], responses=ExperimentRowSerializer(many=True)),
-    create=extend_schema(
-        request=NewExperimentSerializer, responses={201: ExperimentSerializer}, examples=[DRAFT_EXAMPLE]
-    ),
-    partial_update=extend_schema(examples=[CHANGE_EXAMPLE]),
+    create=extend_schema(request=NewExperimentSerializer, responses=CREATED, examples=[DRAFT_EXAMPLE]),
+    partial_update=extend_schema(responses=CHANGED, examples=[CHANGE_EXAMPLE]),
 )
 @extend_schema(tags=["experiments"])
 class ExperimentViewSet(viewsets.GenericViewSet):
@@ -134,6 +136,7 @@ class ExperimentViewSet(viewsets.GenericViewSet):
         )
         return self._shown(experiment)
 
+    @extend_schema(responses={204: None, **PROBLEMS})
     def destroy(self, request: Request, key: str) -> Response:
         """Delete a draft."""
         services.delete_draft(experiment=self.get_object())
@@ -145,38 +148,38 @@ class ExperimentViewSet(viewsets.GenericViewSet):
         """Whether the experiment can start, and what is in the way."""
         return Response(CheckSerializer(checklist(self.get_object()), many=True).data)
 
-    @extend_schema(request=None)
+    @extend_schema(request=None, responses=CHANGED)
     @action(detail=True, methods=["post"])
     def start(self, request: Request, key: str) -> Response:
         """Start a draft. 409 with the reasons when it is not ready."""
         return self._act(services.start)
 
-    @extend_schema(request=None)
+    @extend_schema(request=None, responses=CHANGED)
     @action(detail=True, methods=["post"])
     def pause(self, request: Request, key: str) -> Response:
         """Pause: what runs at the sites goes on, nothing new is started."""
         return self._act(services.pause)
 
-    @extend_schema(request=None)
+    @extend_schema(request=None, responses=CHANGED)
     @action(detail=True, methods=["post"])
     def resume(self, request: Request, key: str) -> Response:
         """Resume a paused experiment, or take up a failed one from its failed round."""
         return self._act(services.resume)
 
-    @extend_schema(request=None)
+    @extend_schema(request=None, responses=CHANGED)
     @action(detail=True, methods=["post"])
     def cancel(self, request: Request, key: str) -> Response:
         """Cancel for good; what runs at the sites is ended."""
         return self._act(services.cancel)
 
-    @extend_schema(request=None, responses={201: ExperimentSerializer})
+    @extend_schema(request=None, responses=CREATED)
     @action(detail=True, methods=["post"])
     def clone(self, request: Request, key: str) -> Response:
         """Make a draft of your own with the same plan and sites."""
         twin = services.clone(experiment=self.get_object(), by=request.user)
         return self._shown(twin, status.HTTP_201_CREATED)
 
-    @extend_schema(request=None, parameters=[OpenApiParameter("site", str, OpenApiParameter.PATH)])
+    @extend_schema(request=None, responses=CHANGED, parameters=[OpenApiParameter("site", str, OpenApiParameter.PATH)])
     @action(detail=True, methods=["post"], url_path="sites/(?P<site>[a-z0-9-]{1,15})/retry")
     def retry(self, request: Request, key: str, site: str) -> Response:
         """Let a site that failed in the round under way try again."""
@@ -185,7 +188,7 @@ class ExperimentViewSet(viewsets.GenericViewSet):
         services.retry_site(experiment=experiment, site=row, by=request.user)
         return self._shown(experiment)
 
-    @extend_schema(request=ShareSerializer, examples=[SHARE_EXAMPLE])
+    @extend_schema(request=ShareSerializer, responses=CHANGED, examples=[SHARE_EXAMPLE])
     @action(detail=True, methods=["post"])
     def share(self, request: Request, key: str) -> Response:
         """Let somebody see the experiment."""

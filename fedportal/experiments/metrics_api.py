@@ -21,6 +21,7 @@ from rest_framework.views import APIView
 
 from fedportal.experiments import journal
 from fedportal.experiments.models import Attempt
+from fedportal.experiments.serializers import ProblemSerializer
 from fedportal.ui.errors import DomainError
 from trainer.contract import ContractError, MetricRecord, attempt_key, metric_from_json, metrics_token
 
@@ -87,7 +88,10 @@ class MetricsView(APIView):
         tags=["runs"],
         auth=[{"attemptToken": []}],
         request=MetricsSerializer,
-        responses={200: inline_serializer("MetricsAccepted", {"accepted": serializers.IntegerField()})},
+        responses={
+            200: inline_serializer("MetricsAccepted", {"accepted": serializers.IntegerField()}),
+            **{code: ProblemSerializer for code in (400, 401, 404, 409, 410, 413)},
+        },
         examples=[
             OpenApiExample(
                 "A loss while training",

@@ -196,10 +196,10 @@ def summary(experiment: Experiment) -> str:
     of = f" ({regions} from {_listed(task['channels'])})" if regions and task.get("channels") else ""
     cases = sum(part.dataset.train_cases for part in parts)
     where = f"at {_count(len(parts), 'site')} with {_count(cases, 'training case')}" if parts else "at no site yet"
-    quorum = (
-        f"a round counts when {'the site' if len(parts) == 1 else f'at least {experiment.min_sites} of {len(parts)} sites'}"
-        f" {'answers' if len(parts) == 1 else 'answer'} within {_minutes(experiment.deadline_minutes)}"
-    )
+    answers = "the site answers" if len(parts) == 1 else f"at least {experiment.min_sites} of {len(parts)} sites answer"
+    if not parts:
+        answers = f"at least {_count(experiment.min_sites, 'site')} answer"
+    quorum = f"a round counts when {answers} within {_minutes(experiment.deadline_minutes)}"
     weight = "weighted by training cases" if experiment.weighting == Weighting.CASES else "every site counting the same"
     return (
         f"Train a {show['network.name']} on {what}{of} {where} "

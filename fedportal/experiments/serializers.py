@@ -209,6 +209,16 @@ class ExperimentRowSerializer(serializers.ModelSerializer):
         read_only_fields = fields
 
 
+class ProblemSerializer(serializers.Serializer):
+    """How every error of the API looks (RFC 9457)."""
+
+    type = serializers.CharField()
+    title = serializers.CharField()
+    status = serializers.IntegerField()
+    detail = serializers.CharField(help_text="What is wrong and what helps, in a sentence.")
+    errors = serializers.DictField(required=False, help_text="For refused input: field → sentences.")
+
+
 class CheckSerializer(serializers.Serializer):
     """One precondition of a start."""
 

@@ -1,0 +1,114 @@
+"""The operators' view of experiments: to look, and to hand one over. States move by the pages and the API alone."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from fedportal.experiments.models import Experiment, Participation, Round, SiteRun
+
+
+class ReadOnlyInline(admin.TabularInline):
+    extra = 0
+    can_delete = False
+    show_change_link = True
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return self.fields
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class ParticipationInline(ReadOnlyInline):
+    model = Participation
+    fields = ["site", "dataset"]
+    show_change_link = False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Participation]:
+        return super().get_queryset(request).select_related("site", "dataset__site", "experiment")
+
+
+class RoundInline(ReadOnlyInline):
+    model = Round
+    fields = ["number", "kind", "state", "started_at", "ended_at", "reason"]
+
+
+class SiteRunInline(ReadOnlyInline):
+    model = SiteRun
+    fields = ["participation", "state", "attempt", "train_cases", "weight", "reason"]
+    show_change_link = False
+
+
+class ReadOnlyAdmin(admin.ModelAdmin):
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Experiment)
+class ExperimentAdmin(admin.ModelAdmin):
+    list_display = ["title", "key", "owner", "state", "rounds_planned", "site_count", "created_at", "ended_at"]
+    list_filter = ["state", "created_at", ("participations__site", admin.RelatedOnlyFieldListFilter)]
+    list_select_related = ["owner"]
+    search_fields = ["title", "key", "question", "owner__username"]
+    date_hierarchy = "created_at"
+    fieldsets = [
+        (None, {"fields": ["title", "question", "owner", "viewers"]}),
+        ("State", {"fields": ["key", "state", "reason", "created_at", "started_at", "ended_at", "cloned_from"]}),
+        ("Engine", {"fields": ["version", "claimed_by", "lease_until", "due_at", "stumbles"], "classes": ["collapse"]}),
+        (
+            "Plan",
+            {
+                "fields": [
+                    "rounds_planned", "strategy", "strategy_options", "weighting", "min_sites", "deadline_minutes",
+                    "stragglers", "grace_minutes", "max_attempts", "max_relative_norm", "recipe",
+                ]
+            },
+        ),
+    ]  # fmt: skip
+    inlines = [ParticipationInline, RoundInline]
+    autocomplete_fields = ["owner", "viewers"]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        return [name for title, options in self.fieldsets if title for name in options["fields"]]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Experiment]:
+        return super().get_queryset(request).with_progress()
+
+    @admin.display(description="Sites")
+    def site_count(self, experiment: Experiment) -> int:
+        return experiment.site_count or 0
+
+    @admin.display(description="Recipe")
+    def recipe(self, experiment: Experiment) -> SafeString:
+        return format_html("<pre>{}</pre>", json.dumps(experiment.plan, indent=2, ensure_ascii=False))
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False  # an experiment begins as a draft of the composer
+
+    def has_delete_permission(self, request: HttpRequest, obj: Experiment | None = None) -> bool:
+        return super().has_delete_permission(request, obj) and obj is not None and obj.is_draft
+
+
+@admin.register(Round)
+class RoundAdmin(ReadOnlyAdmin):
+    list_display = ["experiment", "number", "kind", "state", "started_at", "ended_at"]
+    list_filter = ["state", "kind"]
+    list_select_related = ["experiment"]
+    search_fields = ["experiment__title", "experiment__key"]
+    inlines = [SiteRunInline]
