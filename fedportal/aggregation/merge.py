@@ -7,6 +7,7 @@ network and copied from the reference. Memory does not grow with the number of s
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import threading
@@ -31,8 +32,8 @@ from fedportal.aggregation.weights import (
     Role,
     WeightsFile,
     WeightsWriter,
+    bytes_of,
     layout,
-    write_streaming,
 )
 
 BLOCK = 16 * CHUNK
@@ -102,11 +103,16 @@ def aggregate(
             round=base.header.round + 1 if round is None else round,
         )
         state = _ServerState(files, base.header, method.slots(chosen), state_in, state_out)
-        merge = _Merge(base, sites, [count for _, count in counted], method, chosen, state)
-        written = write_streaming(out, header, merge.blocks(header, threads), before_commit=state.commit)
+        writer = files.enter_context(WeightsWriter(out, header))
+        merge = _Merge(base, sites, [count for _, count in counted], method, chosen, state, writer)
+        digest = hashlib.sha256(writer.head)
+        for block in merge.blocks(threads):
+            digest.update(bytes_of(block))
+        state.commit()
+        writer.commit()
     shares = {site.site: 0.0 for site in sorted(contributions, key=lambda c: c.site)}
     shares.update({site.site: count / total for site, count in counted})
-    return Aggregate(path=out, sha256=written.sha256, size=written.size, weights=shares)
+    return Aggregate(path=out, sha256=digest.hexdigest(), size=header.size, weights=shares)
 
 
 def _counted(
@@ -220,16 +226,18 @@ class _Merge:
         method: Strategy,
         options: Mapping[str, OptionValue],
         state: _ServerState,
+        writer: WeightsWriter,
     ) -> None:
+        self._writer = writer
         self._base, self._sites, self._weights = base, sites, weights
         self._method, self._options, self._state = method, options, state
         self._scratch = _Scratch()
 
-    def blocks(self, header: Header, threads: int) -> Iterator[NDArray[Any]]:
-        """Yield the merged model in the header's order, computed a few blocks ahead by the threads."""
+    def blocks(self, threads: int) -> Iterator[NDArray[Any]]:
+        """Yield the merged model in the order of its file, computed and written a few blocks ahead by the threads."""
         work = (
-            (self._base.header.entries[key], first, min(BLOCK, entry.elements - first))
-            for key, entry in header.entries.items()
+            (entry, first, min(BLOCK, entry.elements - first))
+            for entry in self._writer.header.entries.values()
             for first in range(0, entry.elements, BLOCK)
         )
         ahead: deque[Future[NDArray[Any]]] = deque()
@@ -244,11 +252,16 @@ class _Merge:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _block(self, entry: Entry, first: int, count: int) -> NDArray[Any]:
+    def _block(self, target: Entry, first: int, count: int) -> NDArray[Any]:
+        merged = self._merged(self._base.header.entries[target.key], first, count)
+        self._writer.write(merged, target.start + first * target.dtype.size)
+        return merged
+
+    def _merged(self, entry: Entry, first: int, count: int) -> NDArray[Any]:
         role = self._base.header.role(entry)
         merged = np.empty(count, entry.dtype.stored)
         if role is Role.FLAG:
-            self._base.read_into(merged, self._base.header.entries[entry.key], first)
+            self._base.read_into(merged, entry, first)
             return merged
         values = _Values(self._sites, self._weights, entry, self._scratch)
         with np.errstate(over="ignore", invalid="ignore"):  # found below, with the key

@@ -30,7 +30,7 @@ import fedportal
 from fedportal.aggregation import errors
 from fedportal.aggregation.admission import Admission
 from fedportal.aggregation.errors import AggregationError, AggregationFailed
-from fedportal.aggregation.merge import Aggregate, Contribution
+from fedportal.aggregation.merge import THREADS, Aggregate, Contribution
 from fedportal.aggregation.weights import part_prefix
 
 logger = logging.getLogger(__name__)
@@ -64,12 +64,16 @@ class AggregationProcess:
 
     ``memory_limit_bytes`` bounds the private memory of a run (RLIMIT_DATA), ``timeout`` its seconds. A run that
     dies, is killed or exceeds them raises :class:`AggregationFailed`; the other errors come through as they are.
+    ``threads`` of a run change its time, never a bit of its result.
     One instance serves all threads; :meth:`close` (or leaving the context) stops the warm process.
     """
 
-    def __init__(self, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self, *, memory_limit_bytes: int = MEMORY_LIMIT_BYTES, timeout: float = TIMEOUT, threads: int = THREADS
+    ) -> None:
         self.memory_limit_bytes = memory_limit_bytes
         self.timeout = timeout
+        self.threads = threads
         self.peak_memory_bytes = 0
         """Largest resident size of a run so far, as the kernel measured it."""
         self._lock = threading.Lock()
@@ -113,6 +117,7 @@ class AggregationProcess:
             "out": str(out),
             "state_out": None if state_out is None else str(state_out),
             "round": round,
+            "threads": self.threads,
         }
         result = self._call("aggregate", arguments, outputs=[path for path in (out, state_out) if path is not None])
         return Aggregate(**{**result, "path": Path(result["path"])})

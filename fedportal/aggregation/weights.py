@@ -175,7 +175,7 @@ class WeightsFile:
     def read_into(self, stored: NDArray[Any], entry: Entry, first: int = 0) -> None:
         """Fill ``stored`` (contiguous, of the entry's stored type) from element ``first`` of the entry on."""
         offset = self.header.data_start + entry.start + first * entry.dtype.size
-        self._fill(_bytes_of(stored), offset)
+        self._fill(bytes_of(stored), offset)
 
     def chunks(self, key: str, elements: int = CHUNK) -> Iterator[NDArray[Any]]:
         """Yield the tensor flat and in pieces, in its stored type (bfloat16: float32). Each is valid until the next."""
@@ -242,7 +242,7 @@ class WeightsWriter:
 
     def write(self, data: NDArray[Any], offset: int) -> None:
         """Write an array's bytes at an offset of the data section; threads may write different places at once."""
-        self._write(_bytes_of(data), self.header.data_start + offset)
+        self._write(bytes_of(data), self.header.data_start + offset)
 
     def commit(self) -> None:
         os.fsync(self._fd)
@@ -266,13 +266,11 @@ def part_prefix(path: Path, pid: int) -> str:
     return f".{path.name}.{pid}."
 
 
-def write_streaming(
-    path: Path, header: Header, chunks: Iterable[NDArray[Any]], *, before_commit: Callable[[], None] = lambda: None
-) -> Written:
+def write_streaming(path: Path, header: Header, chunks: Iterable[NDArray[Any]]) -> Written:
     """Write the tensors' bytes, given in the header's order, and return the file's digest.
 
     ``header`` comes from :func:`layout`. Nothing is visible at ``path`` before all is on disk; an error, a
-    missing or a surplus byte leaves what was there. ``before_commit`` runs when all bytes have come.
+    missing or a surplus byte leaves what was there.
     """
     with WeightsWriter(path, header) as writer:
         digest = hashlib.sha256(writer.head)
@@ -281,16 +279,15 @@ def write_streaming(
             if offset + chunk.nbytes > header.data_bytes:
                 raise ValueError("more bytes than the header announces")
             writer.write(chunk, offset)
-            digest.update(_bytes_of(chunk))
+            digest.update(bytes_of(chunk))
             offset += chunk.nbytes
         if offset != header.data_bytes:
             raise ValueError("fewer bytes than the header announces")
-        before_commit()
         writer.commit()
     return Written(sha256=digest.hexdigest(), size=header.size)
 
 
-def _bytes_of(array: NDArray[Any]) -> memoryview:
+def bytes_of(array: NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
