@@ -28,7 +28,7 @@ from trainer.contract import EXPLANATIONS, Exit
 from trainer.exchange import Job, Work, exchange, train_or_evaluate
 from trainer.reporting import Log
 
-RESERVE = 4096
+RESERVE = 8192
 """Bytes set aside for exit.json when a run begins, so that a full disk can still be told."""
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -106,7 +106,7 @@ def settle(folder: Path, code: Exit, message: str) -> None:
         target = folder / "exit.json"
         if target.exists():
             return
-        text = json.dumps({"exit_code": int(code), "message": message[:2000]}).encode()
+        text = json.dumps({"exit_code": int(code), "message": message[:1000]}).encode()
         reserve = folder / ".exit.json"
         try:
             # In place, into blocks that are already ours; JSON does not mind the spaces after it.

@@ -140,7 +140,8 @@ class Server:
                 key.data()
             self._end_overdue()
             if not events and len(self._idle) < self._idle_wanted:
-                self._fork()
+                with contextlib.suppress(OSError):  # no memory or process to be had now: later
+                    self._fork()
         self._path.unlink(missing_ok=True)
         self._listener.close()
         for child in self._commands.values():
@@ -149,7 +150,8 @@ class Server:
             _close(child.channel)
 
     def _pause(self) -> float | None:
-        waits = [child.deadline - time.monotonic() for child in self._commands.values()]
+        deadlines = [child.deadline for child in self._commands.values() if child.deadline < float("inf")]
+        waits = [deadline - time.monotonic() for deadline in deadlines]
         if len(self._idle) < self._idle_wanted:
             waits.append(QUIET)
         return max(0.0, min(waits)) if waits else None

@@ -169,6 +169,9 @@ class TrainerProcess:
         while wait:
             answer = self.ping()
             if answer is not None:
+                if int(answer["pid"]) != process.pid:
+                    process.terminate()  # somebody was faster: ours must not step in when that one is stopped
+                    process.wait()
                 return int(answer["pid"])
             # It ends at once when another process has started one in the meantime: then that one will answer.
             if time.monotonic() > end or process.poll() not in (None, SERVER_TAKEN):
