@@ -1,5 +1,8 @@
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 
 
 class AccountsConfig(AppConfig):
     name = "fedportal.accounts"
+
+    def ready(self) -> None:
+        apps.get_app_config("knox").verbose_name = "API"  # what operators read in the admin

@@ -25,10 +25,8 @@ class ProfileForm(forms.ModelForm):
 class TokenForm(forms.Form):
     days = forms.TypedChoiceField(
         label="Valid for",
-        choices=[("30", "30 days"), ("90", "90 days"), ("365", "One year"), ("", "Until I delete it")],
+        choices=[("30", "30 days"), ("90", "90 days"), ("365", "One year"), ("0", "Until I delete it")],
         coerce=int,
-        empty_value=None,
-        required=False,
         initial="90",
         help_text="A token can do everything that you can do. Give it no longer life than it needs.",
     )

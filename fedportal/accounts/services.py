@@ -16,10 +16,10 @@ class TooManyTokens(DomainError):
     """You have ten API tokens already. Delete one that you no longer need."""
 
 
-def create_token(user: User, *, days: int | None) -> tuple[AuthToken, str]:
+def create_token(user: User, *, days: int) -> tuple[AuthToken, str]:
     """Create an API token and return it with its secret text, which nobody can read again.
 
-    ``days`` is its lifetime, ``None`` = until deleted. Raises :class:`TooManyTokens`.
+    ``days`` is its lifetime, 0 = until deleted. Raises :class:`TooManyTokens`.
     """
     if user.auth_token_set.count() >= MAX_TOKENS:
         raise TooManyTokens

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from django import forms
+from django.db.models import Q
 
 from fedportal.accounts.models import Role, User
 from fedportal.sites import services
@@ -81,14 +82,15 @@ class SiteForm(forms.ModelForm):
         model = Site
         fields = ["name", "slug", "city", "contact", "connector", "stewards"]
         labels = {"slug": "Short name"}
-        widgets = {"slug": forms.TextInput(attrs={"spellcheck": "false", "autocapitalize": "none"})}
+        widgets = {
+            "slug": forms.TextInput(attrs={"spellcheck": "false", "autocapitalize": "none"}),
+            "stewards": forms.CheckboxSelectMultiple,
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fields["stewards"].queryset = User.objects.filter(role=Role.STEWARD, is_active=True) | User.objects.filter(
-            sites=self.instance.pk or 0
-        )
-        self.fields["stewards"].widget = forms.CheckboxSelectMultiple(choices=self.fields["stewards"].choices)
+        may_be_named = Q(role=Role.STEWARD, is_active=True) | Q(sites=self.instance.pk)
+        self.fields["stewards"].queryset = User.objects.filter(may_be_named).distinct()
         self.fields["threads"].unit = "threads"
         if not self.instance._state.adding:
             self.fields["slug"].disabled = True

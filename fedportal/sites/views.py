@@ -20,6 +20,7 @@ from fedportal.ui.permissions import OperatorRequiredMixin, operator_required, r
 
 CHECKS_SHOWN = 20
 EXPERIMENTS_SHOWN = 20
+SETTING_NAMES = {"data_root": "Data folder", "work_dir": "Work folder", "threads": "Threads"}
 
 
 def experiments_at(site: Site, user: User) -> QuerySet:
@@ -52,6 +53,7 @@ class SiteDetail(DetailView):
             experiments=experiments_at(site, user)[:EXPERIMENTS_SHOWN],
             may_check=not site.is_retired and site.can_be_checked_by(user),
             stewards=site.stewards.all(),
+            connection=[(SETTING_NAMES.get(name, name), value) for name, value in site.config.items()],
             **kwargs,
         )
 

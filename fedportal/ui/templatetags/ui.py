@@ -50,7 +50,7 @@ def ago(value: datetime | str | None, otherwise: str = "never") -> SafeString | 
     if moment is None:
         return otherwise
     seconds = (timezone.now() - moment).total_seconds()
-    words = f"{_coarse(seconds)} ago" if seconds > 0 else f"in {_coarse(-seconds)}"
+    words = f"{_coarse(seconds)} ago" if seconds > 0 else f"in {_coarse(-seconds + 1)}"
     if abs(seconds) < 10:
         words = "just now"
     return format_html(
@@ -81,10 +81,12 @@ def bytes_(count: float | None) -> str:
 
 @register.simple_tag
 def duration(value: timedelta | float | None) -> str:
-    """Write a span of time: “0.4 s”, “38 s”, “3 min 12 s”, “2 h 05 min”, “3 days 4 h”."""
+    """Write a span of time: “12 ms”, “0.4 s”, “38 s”, “3 min 12 s”, “2 h 05 min”, “3 days 4 h”."""
     if value is None:
         return "–"
     seconds = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if 0 < seconds < 0.05:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
