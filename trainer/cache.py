@@ -34,6 +34,8 @@ UNUSED_SECONDS = 30 * 24 * 3600
 ABANDONED_SECONDS = 24 * 3600
 """A temporary file of this age belongs to no living run."""
 VOXELS_PER_LABEL = 2048
+AT_ONCE = 4
+"""Cases prepared at the same time, at most: each takes a gigabyte at the size of a real brain."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def prepare(
                 raise OSError(f"the prepared case {path} could not be read back")
         return PreparedCase(case.name, handle)
 
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with ThreadPoolExecutor(max(1, min(threads, AT_ONCE))) as pool:
         futures = [pool.submit(one, case, key) for case, key in zip(cases, keys, strict=True)]
         try:
             return tuple(future.result() for future in futures)

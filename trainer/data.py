@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,19 @@ def batches(cases: Sequence[PreparedCase], plan: TrainingPlan, *, augment: Augme
             image, label = _sample(cases[index], plan, own)
             samples.append(augment(image, label, own))
         yield _collate(samples, plan)
+
+
+def ahead(made: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the same batches, each made in a thread while the one before it is used; errors come through.
+
+    Worth it beside a GPU; beside a CPU it would only take its cores. (MONAI's ThreadBuffer ends silently where its source
+    raises.)
+    """
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, made, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, made, None)
+            yield batch
 
 
 def regions_of(label: Tensor, task: Task) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,8 @@ def settle(spec: JobSpec, *, site: Site, report: Report) -> Machine:
     if cuda:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
+    # what MONAI will change in its next version is nothing to tell the readers of a run's log
+    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
     # warn only: 3D pooling and upsampling have no repeatable gradient on a GPU
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from monai.data import ThreadBuffer
 from torch import nn
 
 from trainer import augmentation, losses, networks, optimizers, weights
 from trainer.cache import PreparedCase, prepare
 from trainer.cases import check_task, read_dataset
 from trainer.contract import UPDATE_NAME, Exit, JobSpec, MetricRecord, Phase
-from trainer.data import Batch, batches, seed_for, steps_per_epoch
+from trainer.data import ahead, batches, seed_for, steps_per_epoch
 from trainer.evaluate import recipe_for, validate
 from trainer.failures import machine_faults
 from trainer.job import Fault, Outcome, Report, Site
@@ -93,7 +92,8 @@ def fit(
     for epoch in range(plan.local_epochs):
         seed = seed_for(plan.seed, spec.round, spec.site, epoch)
         summed, samples = 0.0, 0
-        for batch in _ahead(batches(cases, plan, augment=augment, seed=seed), machine):
+        made = batches(cases, plan, augment=augment, seed=seed)
+        for batch in ahead(made) if machine.device.type == "cuda" else made:
             # the middle of the step: a warm-up's first step is not wasted on a rate of 0
             rate = optimizers.learning_rate(plan, round=spec.round, progress=(step + 0.5) / total)
             optimizers.set_learning_rate(stepper, rate)
@@ -138,11 +138,6 @@ def _cases(
     if not any(len(case.foreground) for case in training):
         raise Fault(Exit.EMPTY_MASK)
     return training, held_out
-
-
-def _ahead(made: Iterable[Batch], machine: Machine) -> Iterable[Batch]:
-    """Make the next batches while a GPU is busy; on a CPU that would only take its cores."""
-    return ThreadBuffer(made, buffer_size=2) if machine.device.type == "cuda" else made
 
 
 def _record(name: str, value: float, step: int, progress: float, cases: int) -> MetricRecord:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -79,7 +79,7 @@ def load_tensors(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 @contextlib.contextmanager
-def replacing(path: Path):
+def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; put it in ``path``'s place when the block ends well, else remove it.
 
     The data are on the disk before the name is: a power failure leaves the old file or the new one.

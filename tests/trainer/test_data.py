@@ -9,7 +9,7 @@ from trainer import augmentation
 from trainer.cache import prepare
 from trainer.cases import read_dataset
 from trainer.contract import AUGMENTATIONS
-from trainer.data import batches, pad, regions_of, seed_for, steps_per_epoch, unpad
+from trainer.data import ahead, batches, pad, regions_of, seed_for, steps_per_epoch, unpad
 from trainer.images import Recipe
 
 
@@ -63,6 +63,26 @@ def test_the_order_differs_between_epochs_and_repeats_with_its_seed(plan, site):
 
     assert torch.equal(orders(1), orders(1))
     assert not torch.equal(orders(1), orders(2))
+
+
+def test_batches_made_ahead_are_the_same_and_an_error_in_between_comes_through(plan, site):
+    write_dataset(site.data_root / "Five", train=5, shape=(8, 8, 8))
+    cases = cases_of(site, "Five")
+    plain = epoch(cases, plan)
+    made = list(ahead(batches(cases, plan, augment=augmentation.build("none"), seed=1)))
+    assert len(made) == len(plain)
+    assert all(torch.equal(a.image, b.image) for a, b in zip(made, plain, strict=True))
+
+    calls = []
+
+    def fail_later(image, label, seed):
+        calls.append(seed)
+        if len(calls) == 3:
+            raise MemoryError
+        return image, label
+
+    with pytest.raises(MemoryError):
+        list(ahead(batches(cases, plan, augment=fail_later, seed=1)))
 
 
 def test_a_target_has_a_channel_per_region_that_fits_the_image(plan, site):

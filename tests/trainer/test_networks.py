@@ -9,7 +9,7 @@ import torch
 
 from tests.trainer.conftest import BRAIN
 from trainer import losses, networks
-from trainer.contract import LOSSES, NETWORKS, Exit, Network
+from trainer.contract import LOSSES, NETWORKS, Exit, Network, TrainingPlan, plan_problems
 from trainer.job import Fault
 
 COMBINATIONS = [
@@ -73,6 +73,8 @@ def test_a_dynunet_of_two_levels_is_refused():
     with pytest.raises(Fault, match="three levels") as caught:
         networks.build(BRAIN, Network(name="dynunet", channels=(8, 16), strides=(2,)))
     assert caught.value.exit is Exit.BAD_JOB
+    plan = TrainingPlan(task=BRAIN, network=Network(name="dynunet", channels=(8, 16), strides=(2,)))
+    assert plan_problems(plan) == {"network.channels": "DynUNet needs at least 3 levels"}
 
 
 def test_an_unknown_network_or_loss_is_refused():

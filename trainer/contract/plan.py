@@ -191,6 +191,7 @@ def plan_problems(plan: TrainingPlan) -> dict[str, str]:
         "network.channels",
         "2 to 7 levels of 1 to 2048 channels",
     )
+    need(n.name != "dynunet" or len(n.channels) >= 3, "network.channels", "DynUNet needs at least 3 levels")
     need(
         len(n.strides) == len(n.channels) - 1 and all(s in (1, 2) for s in n.strides),
         "network.strides",
