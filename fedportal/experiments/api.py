@@ -49,7 +49,7 @@ class MayControl(permissions.BasePermission):
         return experiment.can_be_controlled_by(request.user)
 
 
-PROBLEMS = {code: ProblemSerializer for code in (400, 403, 404, 409)}
+PROBLEMS = dict.fromkeys((400, 403, 404, 409), ProblemSerializer)
 CHANGED = {200: ExperimentSerializer, **PROBLEMS}
 CREATED = {201: ExperimentSerializer, **PROBLEMS}
 DRAFT_EXAMPLE = OpenApiExample(

@@ -90,7 +90,7 @@ class MetricsView(APIView):
         request=MetricsSerializer,
         responses={
             200: inline_serializer("MetricsAccepted", {"accepted": serializers.IntegerField()}),
-            **{code: ProblemSerializer for code in (400, 401, 404, 409, 410, 413)},
+            **dict.fromkeys((400, 401, 404, 409, 410, 413), ProblemSerializer),
         },
         examples=[
             OpenApiExample(

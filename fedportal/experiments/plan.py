@@ -176,8 +176,6 @@ def problems_of(document: Mapping[str, Any]) -> dict[str, str]:
     except ContractError as error:
         return error.problems or {"plan": str(error)}
     found = {}
-    if plan.network.name == "dynunet" and len(plan.network.channels) < 3:
-        found["network.channels"] = "DynUNet needs at least three levels"
     if any(region.name == "mean" for region in plan.task.regions):
         found["task.regions"] = "“mean” stands for the mean over regions: give the region another name"
     return found

@@ -263,7 +263,8 @@ def value_of(experiment: Experiment, setting: Setting) -> Any:
     """Return a setting's value in an experiment; an incomplete plan has the default."""
     if not setting.of_plan:
         return getattr(experiment, setting.name)
-    return flatten(experiment.plan, [setting.name]).get(setting.name, setting.default)
+    value = flatten(experiment.plan, [setting.name]).get(setting.name, setting.default)
+    return list(value) if isinstance(value, tuple) else value
 
 
 _MISSING = object()
