@@ -86,7 +86,7 @@ def summary(experiment: Any, *, answers_at: float) -> dict[str, Any]:
         "seconds": round(experiment.duration.total_seconds(), 2) if experiment.duration else None,
         "seconds_to_first_point": round(first.at.timestamp() - answers_at, 2) if live else None,
         "final_dice": final and final.dice,
-        "final_dice_per_region": final and final.scores.get("dice"),
+        "final_dice_per_region": final and final.scores.get("all", {}).get("dice"),
         "best_dice": best and best.dice,
         "best_round": best and best.round_number,
         "overhead_seconds_p50": round(statistics.median(overheads), 3) if overheads else None,
