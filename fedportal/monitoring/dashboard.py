@@ -29,6 +29,8 @@ class ExperimentCard:
         planned = self.experiment.rounds_planned
         if not self.experiment.is_active:
             return f"{min(self.round_now, planned)} of {planned} rounds"
+        if not self.round_now:
+            return "about to begin"
         return f"round {self.round_now} of {planned}" if self.round_now <= planned else "final evaluation"
 
     @property

@@ -47,11 +47,12 @@ class Cell:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of the attempt from launch to end, or until now."""
+        """Seconds of the attempt from launch to end, or until now while it is at the site."""
         attempt = self.attempt
-        if attempt is None or attempt.launched_at is None:
+        end = attempt and (attempt.ended_at or (timezone.now() if self.is_at_site else None))
+        if attempt is None or attempt.launched_at is None or end is None:
             return None
-        return max(0.0, ((attempt.ended_at or timezone.now()) - attempt.launched_at).total_seconds())
+        return max(0.0, (end - attempt.launched_at).total_seconds())
 
     @property
     def percent(self) -> float | None:
