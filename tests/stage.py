@@ -74,7 +74,9 @@ class Stage:
             }
             self.spawn(name, commands[name])
         if "trainer" in names:
-            self._wait(lambda: Path(self.environment["FEDPORTAL_TRAINER_SOCKET"]).is_socket() and self._trainer_answers())
+            self._wait(
+                lambda: Path(self.environment["FEDPORTAL_TRAINER_SOCKET"]).is_socket() and self._trainer_answers()
+            )
         if "portal" in names:
             self._wait(self._portal_answers)
 
@@ -199,7 +201,7 @@ class Stage:
 
     def _portal_answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{self.port}/accounts/login/", timeout=5):  # noqa: S310
+            with urllib.request.urlopen(f"http://{HOST}:{self.port}/accounts/login/", timeout=5):
                 return True
         except urllib.error.HTTPError:
             return True

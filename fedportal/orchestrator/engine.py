@@ -10,10 +10,10 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from django.db import DatabaseError, close_old_connections, connection, transaction
 from django.db.models import F
@@ -61,9 +61,10 @@ class Claim:
 class Engine:
     """Drives experiments with ``tools``. ``worker`` names it in the rows; one instance serves all threads."""
 
-    def __init__(self, tools: Tools, *, worker: str = "worker") -> None:
+    def __init__(self, tools: Tools, *, worker: str = "worker", clock: Callable[[], datetime] = timezone.now) -> None:
         self.tools = tools
         self.worker = worker
+        self.clock = clock
         self._claims: dict[str, Claim] = {}
         self._lock = threading.Lock()
         self._keeper: threading.Thread | None = None
@@ -102,12 +103,12 @@ class Engine:
         experiment = claim.experiment
         wakes = experiment.wakes
         try:
-            s = snapshot.take(experiment, timezone.now())
+            s = snapshot.take(experiment, self.clock())
             outcome = self._decide(s)
             take_logs(s, self.tools, outcome.changes)
             if claim.lost.is_set():
                 raise StaleClaim(f"{experiment.key} was taken over")
-            settle(experiment, s, outcome, wakes_seen=wakes, seconds=claim.lap())
+            settle(experiment, s, outcome, now=self.clock(), wakes_seen=wakes, seconds=claim.lap())
         except (StaleClaim, DatabaseError):
             raise
         except Exception as error:  # the one place: whatever a step meets must not stop the engine
@@ -137,7 +138,7 @@ class Engine:
                 journal.record(experiment, "failed", f"The experiment failed: {reason}", level="bad")
                 lifecycle.move_experiment(experiment, ExperimentState.FAILED, because=reason)
                 return Fail(reason)
-            until = timezone.now() + timedelta(seconds=min(60.0, 2.0**stumbles))
+            until = self.clock() + timedelta(seconds=min(60.0, 2.0**stumbles))
             lifecycle.fence(experiment, stumbles=stumbles, due_at=until, wakes_seen=experiment.wakes)
             text = f"The portal stumbled ({what}) and tries again."
             journal.record(experiment, "stumbled", text, level="warn")
@@ -146,13 +147,13 @@ class Engine:
     def _fail_round(self, experiment: Experiment, reason: str) -> None:
         current = experiment.current_round
         if current is not None and current.status.may_become(RoundState.FAILED):
-            lifecycle.move(current, RoundState.FAILED, because=reason, ended_at=timezone.now())
+            lifecycle.move(current, RoundState.FAILED, because=reason, ended_at=self.clock())
 
     # --- claims -----------------------------------------------------------------------------------
 
     def _claim(self, experiment_id: int) -> Claim | None:
         mark = time.monotonic()
-        now = timezone.now()
+        now = self.clock()
         token = f"{self.worker}:{secrets.token_hex(4)}"
         taken = (
             Experiment.objects.due(now)
@@ -198,7 +199,7 @@ class Engine:
                 for claim in claims:
                     try:
                         held = Experiment.objects.filter(pk=claim.experiment.pk, claimed_by=claim.token).update(
-                            lease_until=timezone.now() + LEASE
+                            lease_until=self.clock() + LEASE
                         )
                     except DatabaseError:
                         logger.exception("a lease could not be renewed")

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from django.db import transaction
-from django.utils import timezone
 
 from fedportal.experiments import journal, lifecycle
 from fedportal.experiments.models import Artefact, Attempt, Experiment, GlobalModel, Metric, Round, SiteRun
@@ -18,13 +17,14 @@ from fedportal.sites.models import Site
 from trainer.contract import Phase
 
 
-def settle(experiment: Experiment, s: Snapshot, outcome: Outcome, *, wakes_seen: int, seconds: float) -> None:
+def settle(
+    experiment: Experiment, s: Snapshot, outcome: Outcome, *, now: datetime, wakes_seen: int, seconds: float
+) -> None:
     """Write an outcome. Raises ``StaleClaim`` when the experiment changed meanwhile; then nothing was written.
 
     ``wakes_seen``: the wake-ups that the snapshot knew of. ``seconds``: the time that this step took.
     """
     changes = outcome.changes
-    now = timezone.now()
     fields: dict[str, Any] = {"wakes_seen": wakes_seen, "stumbles": 0, "due_at": now}
     fields["reason"] = experiment.reason
     if isinstance(outcome, Wait):
