@@ -126,7 +126,7 @@ class ExperimentViewSet(viewsets.GenericViewSet):
     def partial_update(self, request: Request, key: str) -> Response:
         """Change a draft: only what is sent is changed."""
         experiment = self.get_object()
-        values = self._checked(ExperimentSerializer(data=request.data))
+        values = self._checked(ExperimentSerializer(experiment, data=request.data))
         services.update_draft(
             experiment=experiment,
             by=request.user,

@@ -271,9 +271,9 @@ class SitesForm(SectionForm):
 def difference(one: str, dataset: Dataset, other: str, like: Dataset) -> str:
     """Say what two datasets do not have in common, calling them ``one`` and ``other``."""
     if dataset.channels != like.channels:
-        return f"{one} the channels {', '.join(dataset.channels)}, {other} {', '.join(like.channels)}."
+        return f"{one} the channels {', '.join(dataset.channels)}; {other} {', '.join(like.channels)}."
     labels = [", ".join(f"{n} {name}" for n, name in sorted(d.labels.items())) for d in (dataset, like)]
-    return f"{one} the labels {labels[0]}, {other} {labels[1]}."
+    return f"{one} the labels {labels[0]}; {other} {labels[1]}."
 
 
 class SettingsForm(SectionForm):

@@ -10,8 +10,17 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from fedportal.experiments.models import Experiment
-from fedportal.experiments.plan import MAX_REGION_NAME, PRESETS, summary
-from fedportal.experiments.recipe import SETTINGS, Kind, Setting
+from fedportal.experiments.plan import (
+    MAX_REGION_NAME,
+    PRESETS,
+    merged,
+    nested,
+    preset_plan,
+    problems_of,
+    summary,
+    with_task_of,
+)
+from fedportal.experiments.recipe import SETTINGS, Kind, Setting, flatten
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset
 
@@ -178,6 +187,19 @@ class ExperimentSerializer(
     def get_summary(self, experiment: Experiment) -> str:
         return summary(experiment)
 
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Refuse values of the plan that are right one by one but not together."""
+        if changes := attrs.get("plan"):
+            document = merged(with_task_of(self.plan_before(attrs), attrs.get("participations", [])), changes)
+            together = {name: text for name, text in problems_of(document).items() if flatten(changes, [name])}
+            if together:
+                sentences = {name: [f"{text[:1].upper()}{text[1:]}."] for name, text in together.items()}
+                raise serializers.ValidationError({"plan": nested(sentences)})
+        return attrs
+
+    def plan_before(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        return self.instance.plan
+
     def validate_participants(self, datasets: list[Dataset]) -> list[Dataset]:
         if len({dataset.site_id for dataset in datasets}) < len(datasets):
             raise serializers.ValidationError("A site takes part once, with one dataset.")
@@ -190,6 +212,9 @@ class NewExperimentSerializer(ExperimentSerializer):
     preset = serializers.ChoiceField(
         choices=[(p.name, p.title) for p in PRESETS.values()], default="laptop", write_only=True
     )
+
+    def plan_before(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        return preset_plan(PRESETS[attrs["preset"]])
 
 
 class ExperimentRowSerializer(serializers.ModelSerializer):

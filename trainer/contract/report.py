@@ -22,6 +22,10 @@ class Phase(StrEnum):
     GLOBAL = "global"
 
 
+LATEST = 253_402_300_799
+"""Seconds since the epoch of the last moment that calendars know (end of the year 9999)."""
+
+
 @dataclass(frozen=True)
 class MetricRecord:
     """One number. ``name``: loss, dice, hd95 (mm), learning_rate, seconds. ``region``: a region of the task,
@@ -63,7 +67,7 @@ def metric_from_json(document: Mapping[str, Any]) -> MetricRecord:
         and is_number(record.progress)
         and 0 <= record.progress <= 1
         and is_number(record.at)
-        and record.at >= 0
+        and 0 <= record.at <= LATEST
         and (record.value is None or is_number(record.value))
     )
     if not ok:
