@@ -10,7 +10,7 @@ os.environ.setdefault("FEDPORTAL_KEYS", "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmN
 os.environ.setdefault("FEDPORTAL_HTTPS", "0")
 os.environ.setdefault("FEDPORTAL_S3_SECURE", "0")
 
-from fedportal.settings import *  # noqa: E402, F403
+from fedportal.settings import *  # noqa: F403
 
 if "sqlite3" in DATABASES["default"]["ENGINE"]:  # noqa: F405
     # A file, as in production: threads of an in-memory database share one cache and trip over its table locks.
