@@ -55,7 +55,9 @@ def eve() -> User:
 def make_site(slug: str = "", *, healthy: bool = True, **fields: Any) -> Site:
     slug = slug or f"site{next(_count)}"
     fields.setdefault("name", f"Hospital {slug}")
-    fields.setdefault("config", {"data_root": f"/nowhere/{slug}", "work_dir": f"/nowhere/{slug}/work", "threads": 1})
+    fields.setdefault(
+        "config", {"data_root": f"/nowhere/{slug}/data", "work_dir": f"/nowhere/{slug}/work", "threads": 1}
+    )
     site = Site.objects.create(slug=slug, check_due_at=None, **fields)
     if healthy:
         steps = [{"name": "data", "ok": True, "message": "1 dataset found", "remedy": "", "seconds": 0.1}]

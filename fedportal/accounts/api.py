@@ -12,14 +12,18 @@ class MeSerializer(serializers.ModelSerializer):
 
     class Meta:
         model = User
-        fields = ["username", "name", "email", "role", "may_compose", "is_operator", "sees_everything"]
-        read_only_fields = fields
+        fields = [
+            "username", "name", "first_name", "last_name", "email", "role", "may_compose", "is_operator",
+            "sees_everything",
+        ]  # fmt: skip
+        read_only_fields = ["username", "role"]
 
 
-class MeView(generics.RetrieveAPIView):
+class MeView(generics.RetrieveUpdateAPIView):
     """The person whom the credentials of this request belong to."""
 
     serializer_class = MeSerializer
+    http_method_names = ["get", "patch", "head", "options"]
 
     def get_object(self) -> User:
         return self.request.user

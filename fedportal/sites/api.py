@@ -12,9 +12,10 @@ from rest_framework.permissions import IsAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from fedportal.accounts.models import User
 from fedportal.sites import services
 from fedportal.sites.forms import SiteForm
-from fedportal.sites.models import ConnectorKind, Dataset, Health, Site, SiteCheck
+from fedportal.sites.models import CHECKERS_ONLY, ConnectorKind, Dataset, Health, Site, SiteCheck
 from fedportal.ui.permissions import ReadOnlyUnlessOperator, require
 
 
@@ -54,38 +55,58 @@ class DatasetSerializer(serializers.ModelSerializer):
 
 
 class SiteSerializer(serializers.ModelSerializer):
-    """A site as everybody may see it: neither its folders nor its credentials are in here."""
+    """A site. ``config`` (its folders, nothing secret) is for operators; credentials are in no answer."""
 
     health = serializers.ChoiceField(choices=Health.choices, read_only=True)
     stewards = serializers.SlugRelatedField(slug_field="username", many=True, read_only=True)
+    config = serializers.DictField(read_only=True, required=False)
 
     class Meta:
         model = Site
         fields = [
-            "slug", "name", "city", "connector", "health", "stewards", "registered_at", "retired_at",
-            "last_contact_at", "check_is_pending",
+            "slug", "name", "city", "contact", "connector", "config", "health", "stewards", "registered_at",
+            "retired_at", "last_contact_at", "check_due_at", "check_is_pending",
         ]  # fmt: skip
 
+    def to_representation(self, instance: Site) -> dict[str, Any]:
+        shown = super().to_representation(instance)
+        if not self.context["request"].user.is_operator:
+            del shown["config"]
+        return shown
 
-class SiteRegistrationSerializer(serializers.Serializer):
-    """What registers a site; checked by the same form as the page's."""
+
+class SiteWriteSerializer(serializers.Serializer):
+    """What registers or changes a site; checked by the same form as the page's. The slug cannot change."""
 
     slug = serializers.CharField()
     name = serializers.CharField()
     city = serializers.CharField(required=False, allow_blank=True)
-    contact = serializers.EmailField(required=False, allow_blank=True)
-    connector = serializers.ChoiceField(choices=ConnectorKind.choices, default=ConnectorKind.LOCAL)
+    contact = serializers.CharField(required=False, allow_blank=True)
+    connector = serializers.ChoiceField(choices=ConnectorKind.choices, required=False)
+    stewards = serializers.SlugRelatedField(
+        slug_field="username", many=True, required=False, queryset=User.objects.filter(is_active=True)
+    )
     data_root = serializers.CharField()
     work_dir = serializers.CharField()
-    threads = serializers.IntegerField(default=1)
+    threads = serializers.IntegerField(required=False)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        self.form = SiteForm(attrs)
+        if self.instance and attrs.get("slug", self.instance.slug) != self.instance.slug:
+            raise serializers.ValidationError({"slug": ["The short name of a site cannot change."]})
+        self.form = SiteForm(self._as_typed(attrs), instance=self.instance)
         if not self.form.is_valid():
             raise serializers.ValidationError(self.form.errors)
         return attrs
 
-    def create(self, validated_data: dict[str, Any]) -> Site:
+    def _as_typed(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """What the page's form would send: the values of the site, or the defaults, and over them the given ones."""
+        form = SiteForm(instance=self.instance)
+        typed = {name: form.get_initial_for_field(field, name) for name, field in form.fields.items()}
+        typed |= attrs
+        typed["stewards"] = [person.pk for person in typed["stewards"] or []]
+        return typed
+
+    def save(self, **kwargs: Any) -> Site:
         return self.form.store()
 
 
@@ -99,13 +120,23 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     def get_queryset(self) -> QuerySet[Site]:
         return Site.objects.with_last_check().prefetch_related("stewards")
 
-    @extend_schema(request=SiteRegistrationSerializer, responses={201: SiteSerializer})
+    def _answer(self, site: Site, code: int = status.HTTP_200_OK) -> Response:
+        return Response(self.get_serializer(site).data, status=code)
+
+    @extend_schema(request=SiteWriteSerializer, responses={201: SiteSerializer})
     def create(self, request: Request) -> Response:
         """Register a site (operators)."""
-        registration = SiteRegistrationSerializer(data=request.data)
+        registration = SiteWriteSerializer(data=request.data)
         registration.is_valid(raise_exception=True)
-        site = registration.save()
-        return Response(SiteSerializer(site).data, status=status.HTTP_201_CREATED)
+        return self._answer(registration.save(), status.HTTP_201_CREATED)
+
+    @extend_schema(request=SiteWriteSerializer(partial=True), responses=SiteSerializer)
+    def partial_update(self, request: Request, slug: str) -> Response:
+        """Change some settings of a site (operators); it is checked anew."""
+        change = SiteWriteSerializer(self.get_object(), data=request.data, partial=True)
+        change.is_valid(raise_exception=True)
+        change.save()
+        return self._answer(self.get_object())
 
     @extend_schema(responses=DatasetSerializer(many=True))
     @action(detail=True, pagination_class=None)
@@ -125,6 +156,22 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     def check(self, request: Request, slug: str) -> Response:
         """Ask for a check now (operators and the site's stewards)."""
         site = self.get_object()
-        require(site.can_be_checked_by(request.user), "Only operators and the site's stewards may ask for a check.")
+        require(site.can_be_checked_by(request.user), CHECKERS_ONLY)
         services.request_check(site)
-        return Response(SiteSerializer(site).data, status=status.HTTP_202_ACCEPTED)
+        return self._answer(site, status.HTTP_202_ACCEPTED)
+
+    @extend_schema(request=None, responses=SiteSerializer)
+    @action(detail=True, methods=["post"])
+    def retire(self, request: Request, slug: str) -> Response:
+        """Take a site out of use (operators). Its history stays."""
+        site = self.get_object()
+        services.retire(site)
+        return self._answer(site)
+
+    @extend_schema(request=None, responses=SiteSerializer)
+    @action(detail=True, methods=["post"])
+    def reinstate(self, request: Request, slug: str) -> Response:
+        """Take a retired site back into use (operators)."""
+        site = self.get_object()
+        services.reinstate(site)
+        return self._answer(site)

@@ -13,6 +13,9 @@ from fedportal.accounts.models import Role, User
 from fedportal.sites import services
 from fedportal.sites.models import Site
 
+RESERVED_SLUGS = {"register"}
+"""Words that ``sites/urls.py`` has in the place of a short name."""
+
 
 def clean_folder(value: str) -> str:
     """Return an absolute, normalised path of a folder; raise ``ValidationError`` for anything else."""
@@ -89,13 +92,21 @@ class SiteForm(forms.ModelForm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        may_be_named = Q(role=Role.STEWARD, is_active=True) | Q(sites=self.instance.pk)
+        may_be_named = Q(role=Role.STEWARD, is_active=True)
+        if not self.instance._state.adding:
+            may_be_named |= Q(sites=self.instance)
         self.fields["stewards"].queryset = User.objects.filter(may_be_named).distinct()
         self.fields["threads"].unit = "threads"
         if not self.instance._state.adding:
             self.fields["slug"].disabled = True
             for name in ("data_root", "work_dir", "threads"):
                 self.initial.setdefault(name, self.instance.config.get(name))
+
+    def clean_slug(self) -> str:
+        slug = self.cleaned_data["slug"]
+        if slug in RESERVED_SLUGS:
+            raise forms.ValidationError("This word is part of the portal's addresses. Choose another.", code="reserved")
+        return slug
 
     def clean_data_root(self) -> str:
         return clean_folder(self.cleaned_data["data_root"])

@@ -15,6 +15,8 @@ from fedportal.sites.fields import EncryptedJSONField
 if TYPE_CHECKING:
     from fedportal.accounts.models import User
 
+CHECKERS_ONLY = "Only operators and the site's stewards may ask for a check."
+
 
 class ConnectorKind(models.TextChoices):
     LOCAL = "local", "On this machine"

@@ -15,7 +15,7 @@ from django.views.generic import CreateView, DetailView, ListView, UpdateView
 from fedportal.accounts.models import User
 from fedportal.sites import services
 from fedportal.sites.forms import SiteForm
-from fedportal.sites.models import Site
+from fedportal.sites.models import CHECKERS_ONLY, Site
 from fedportal.ui.permissions import OperatorRequiredMixin, operator_required, require
 
 CHECKS_SHOWN = 20
@@ -81,7 +81,7 @@ class SiteUpdate(_SiteFormView, UpdateView):
 @require_POST
 def request_check(request: HttpRequest, slug: str) -> HttpResponse:
     site = get_object_or_404(Site, slug=slug)
-    require(site.can_be_checked_by(request.user), "Only operators and the site's stewards may ask for a check.")
+    require(site.can_be_checked_by(request.user), CHECKERS_ONLY)
     services.request_check(site)
     messages.success(request, f"A check of {site} is requested. It takes a few seconds; reload the page to see it.")
     return redirect("sites:detail", slug=slug)

@@ -1,0 +1,94 @@
+import pytest
+from django.contrib.admin.models import LogEntry
+
+from fedportal.connectors.base import CheckReport, CheckStep
+from fedportal.sites import services
+from fedportal.sites.models import Site
+from tests.factories import make_site, make_user, otto, stella
+from tests.sites.test_forms import GOOD
+
+pytestmark = pytest.mark.django_db
+INLINES = {f"{prefix}-{name}": "0" for prefix in ("checks", "datasets") for name in ("TOTAL_FORMS", "INITIAL_FORMS")}
+
+
+@pytest.fixture
+def admin(client):
+    client.force_login(otto())
+    return client
+
+
+def test_a_site_is_registered_in_the_admin(admin):
+    person = stella()
+    sent = {**GOOD, "credentials": "password = top-secret-4711", "stewards": [person.pk]}
+    assert admin.post("/admin/sites/site/add/", sent).status_code == 302
+    site = Site.objects.get()
+    assert site.secrets == {"password": "top-secret-4711"}
+    assert (site.config["threads"], site.check_is_pending) == (2, True)
+    assert list(site.stewards.all()) == [person]
+
+
+def test_a_site_is_changed_in_the_admin_and_keeps_its_secrets(admin):
+    site = make_site("mainz", secrets={"password": "top-secret-4711"})
+    answer = admin.post(f"/admin/sites/site/{site.pk}/change/", {**GOOD, **INLINES, "slug": "other"})
+    assert answer.status_code == 302
+    site = Site.objects.get()
+    assert (site.slug, site.name, site.secrets) == ("mainz", "Mainz", {"password": "top-secret-4711"})
+
+
+def test_a_refused_site_stores_nothing(admin):
+    answer = admin.post("/admin/sites/site/add/", {**GOOD, "data_root": "data"})
+    assert "data_root" in answer.context["adminform"].form.errors
+    assert not Site.objects.exists()
+
+
+def test_secrets_are_in_no_page_of_the_admin_and_in_no_record_of_changes(admin):
+    site = make_site("mainz", secrets={"password": "top-secret-4711"})
+    admin.post(f"/admin/sites/site/{site.pk}/change/", {**GOOD, **INLINES, "credentials": "token = top-secret-4712"})
+    for page in ("", f"{site.pk}/change/", f"{site.pk}/history/", f"{site.pk}/delete/"):
+        assert "top-secret" not in admin.get(f"/admin/sites/site/{page}").content.decode()
+    assert "top-secret" not in "".join(LogEntry.objects.values_list("change_message", flat=True))
+
+
+def test_a_secret_that_was_typed_into_a_refused_form_is_not_sent_back(admin):
+    answer = admin.post("/admin/sites/site/add/", {**GOOD, "slug": "X", "credentials": "token = top-secret-4711"})
+    assert "4711" not in answer.content.decode()
+
+
+def test_sites_are_checked_by_the_action_and_by_the_button(admin):
+    mainz, bonn, kiel = make_site("mainz"), make_site("bonn"), make_site("kiel")
+    services.retire(kiel)
+    sent = {"action": "check_now", "_selected_action": [mainz.pk, kiel.pk]}
+    admin.post("/admin/sites/site/", sent)
+    assert admin.post(f"/admin/sites/site/{bonn.pk}/check/").status_code == 302
+    pending = {site.slug for site in Site.objects.all() if site.check_is_pending}
+    assert pending == {"mainz", "bonn"}
+
+
+def test_the_button_refuses_a_retired_site_in_words(admin):
+    site = make_site("kiel")
+    services.retire(site)
+    answer = admin.post(f"/admin/sites/site/{site.pk}/check/", follow=True)
+    assert "This site is retired" in answer.content.decode()
+
+
+@pytest.mark.parametrize(("method", "status"), [("get", 405), ("put", 405)])
+def test_the_button_is_a_post(admin, method, status):
+    assert getattr(admin, method)(f"/admin/sites/site/{make_site().pk}/check/").status_code == status
+
+
+def test_staff_without_the_right_cannot_press_the_button(client):
+    client.force_login(make_user("clerk", is_staff=True))
+    site = make_site()
+    assert client.post(f"/admin/sites/site/{site.pk}/check/").status_code == 403
+    assert not Site.objects.get().check_is_pending
+
+
+def test_the_last_checks_are_shown_in_the_sites_own_words(admin):
+    site = make_site("mainz")
+    for number in range(7):
+        services.record_check(site, CheckReport((CheckStep("trainer", False, f"word {number}", "Install it."),)))
+    shown = admin.get(f"/admin/sites/site/{site.pk}/change/").content.decode()
+    assert "word 6" in shown
+    assert "word 2" in shown
+    assert "word 1" not in shown
+    assert "Install it." in shown

@@ -1,0 +1,134 @@
+import pytest
+
+from fedportal.sites.forms import SiteAdminForm, SiteForm
+from fedportal.sites.models import Site
+from tests.factories import ada, make_site, make_user, stella
+
+pytestmark = pytest.mark.django_db
+GOOD = {
+    "name": "Mainz",
+    "slug": "mainz",
+    "city": "Mainz",
+    "contact": "it@mainz.example",
+    "connector": "local",
+    "data_root": "/srv/mainz/data",
+    "work_dir": "/srv/mainz/work",
+    "threads": "2",
+}
+
+
+def test_a_good_form_registers_a_site():
+    form = SiteForm({**GOOD, "stewards": [stella().pk]})
+    assert form.is_valid(), form.errors
+    site = form.store()
+    assert site.config == {"data_root": "/srv/mainz/data", "work_dir": "/srv/mainz/work", "threads": 2}
+    assert Site.objects.get().stewards.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("name", "", "required"),
+        ("name", "x" * 121, "120"),
+        ("slug", "", "required"),
+        ("slug", "Mainz", "Lower-case"),
+        ("slug", "mainz-", "Lower-case"),
+        ("slug", "m" * 16, "15"),
+        ("slug", "../etc", "Lower-case"),
+        ("slug", "register", "addresses"),
+        ("city", "x" * 121, "120"),
+        ("contact", "nobody", "email"),
+        ("connector", "telepathy", "valid choice"),
+        ("data_root", "", "required"),
+        ("data_root", "data", "whole path"),
+        ("data_root", "~/data", "whole path"),
+        ("data_root", "/srv/../etc", "without"),
+        ("data_root", "/", "root of the machine"),
+        ("data_root", "/srv/\0data", "Null characters"),
+        ("data_root", "/" + "x" * 400, "400"),
+        ("work_dir", "", "required"),
+        ("work_dir", "work", "whole path"),
+        ("work_dir", "/srv/mainz/data", "outside of the data folder"),
+        ("work_dir", "/srv/mainz/data/work", "outside of the data folder"),
+        ("work_dir", "/srv/mainz/./data/work", "outside of the data folder"),
+        ("threads", "0", "greater than or equal to 1"),
+        ("threads", "257", "less than or equal to 256"),
+        ("threads", "two", "whole number"),
+        ("threads", "", "required"),
+        ("stewards", ["99999"], "not one of the available choices"),
+    ],
+)
+def test_a_refused_value_names_its_field_and_the_reason(field, value, reason):
+    form = SiteForm({**GOOD, field: value})
+    assert list(form.errors) == [field]
+    assert reason in str(form.errors[field])
+    assert not Site.objects.exists()
+
+
+def test_only_stewards_can_be_named_stewards():
+    form = SiteForm({**GOOD, "stewards": [ada().pk]})
+    assert "stewards" in form.errors
+
+
+def test_a_name_that_is_taken_is_refused():
+    make_site("mainz", name="Mainz")
+    assert set(SiteForm(GOOD).errors) == {"name", "slug"}
+
+
+def test_paths_are_normalised():
+    form = SiteForm({**GOOD, "data_root": " /srv//mainz/data/ "})
+    assert form.is_valid()
+    assert form.cleaned_data["data_root"] == "/srv/mainz/data"
+
+
+def test_the_short_name_is_fixed_once_registered():
+    site = make_site("mainz")
+    form = SiteForm({**GOOD, "slug": "other"}, instance=site)
+    assert form.is_valid(), form.errors
+    form.store()
+    assert Site.objects.get().slug == "mainz"
+
+
+def test_settings_that_the_form_does_not_know_are_kept():
+    site = make_site("mainz", config={"data_root": "/a", "work_dir": "/b", "threads": 1, "image": "trainer:1"})
+    form = SiteForm(GOOD, instance=site)
+    assert form.is_valid()
+    assert form.store().config["image"] == "trainer:1"
+
+
+def test_a_former_steward_can_stay_named():
+    site = make_site("mainz")
+    person = make_user("former")
+    site.stewards.add(person)
+    form = SiteForm({**GOOD, "stewards": [person.pk]}, instance=site)
+    assert form.is_valid(), form.errors
+
+
+@pytest.mark.parametrize(
+    ("typed", "stored"),
+    [
+        ("", {"user": "fed", "password": "old"}),
+        ("password = n=w ", {"user": "fed", "password": "n=w"}),
+        ("user =\n\ntoken=t", {"password": "old", "token": "t"}),
+    ],
+)
+def test_credentials_are_written_by_name(typed, stored):
+    site = make_site("mainz", secrets={"user": "fed", "password": "old"})
+    form = SiteAdminForm({**GOOD, "credentials": typed}, instance=site)
+    assert form.is_valid(), form.errors
+    form.store()
+    assert Site.objects.get().secrets == stored
+
+
+@pytest.mark.parametrize("typed", ["top-secret-4711", "= top-secret-4711", "user name = top-secret-4711"])
+def test_refused_credentials_are_not_repeated(typed):
+    form = SiteAdminForm({**GOOD, "credentials": typed})
+    assert list(form.errors) == ["credentials"]
+    assert "4711" not in form.as_p()
+
+
+def test_stored_credentials_are_never_shown():
+    site = make_site("mainz", secrets={"password": "top-secret-4711"})
+    shown = SiteAdminForm(instance=site).as_p()
+    assert "Stored now: password." in shown
+    assert "4711" not in shown
