@@ -38,15 +38,14 @@ class Admission:
 def admit(update: Path, reference: Path, *, max_relative_norm: float | None = None) -> Admission:
     """Judge the update in a file against the global model that it was trained from.
 
-    A bad update is a verdict, not an error. Raises :class:`AggregationRefused` when the reference itself
-    is no usable model.
+    A bad update is a verdict, not an error. Raises :class:`AggregationRefused` when the update is sound and
+    the reference is not. Compared with itself, a file is judged for what it is alone.
     """
-    with _opened_reference(reference) as base:
-        try:
-            with WeightsFile(update) as weights:
-                return _verdict(weights, base, max_relative_norm)
-        except WeightsError as error:
-            return Admission(admitted=False, reason=error.reason)
+    try:
+        with WeightsFile(update) as weights, _opened_reference(reference) as base:
+            return _verdict(weights, base, max_relative_norm)
+    except WeightsError as error:
+        return Admission(admitted=False, reason=error.reason)
 
 
 def _opened_reference(path: Path) -> WeightsFile:
@@ -125,14 +124,15 @@ def _dot(left: Float64s, right: Float64s) -> float:
 
 def _not_finite(update: WeightsFile, reference: WeightsFile, entry: Entry) -> str:
     """Say which value of an entry is to blame; the sums of squares are not finite."""
-    for weights, whose in ((reference, "global model"), (update, "update")):
+    for weights in (update, reference):
         first = 0
         for chunk in weights.chunks(entry.key):
             wrong = np.flatnonzero(~np.isfinite(chunk))
-            if wrong.size and whose == "global model":
+            if wrong.size and weights is reference:
                 raise AggregationRefused(f"The global model is not finite in {quoted(entry.key)}.")
             if wrong.size:
-                return f"{quoted(entry.key)} is not finite: its value number {first + int(wrong[0]) + 1} is {chunk[wrong[0]]}."
+                number, value = first + int(wrong[0]) + 1, chunk[wrong[0]]
+                return f"{quoted(entry.key)} is not finite: its value number {number} is {value}."
             first += chunk.size
     return f"{quoted(entry.key)} holds values too large to be averaged."
 

@@ -121,6 +121,13 @@ def test_a_broken_global_model_is_not_the_sites_fault(tmp_path):
         admit(save(tmp_path / "update", network()), tmp_path / "reference")
 
 
+def test_a_file_compared_with_itself_is_judged_alone(tmp_path):
+    path = save(tmp_path / "state", changed("norm.weight", np.full(4, np.nan, np.float32)))
+    assert "“norm.weight” is not finite" in admit(path, path).reason
+    path.write_bytes(b"")
+    assert "too short" in admit(path, path).reason
+
+
 def test_bfloat16_updates_are_measured_by_value(tmp_path):
     header = layout([("a", DTYPES["BF16"], (2,))])
     for name, values in (("reference", [1.0, 0.0]), ("update", [1.0, 2.0]), ("broken", [1.0, math.nan])):

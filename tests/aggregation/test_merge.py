@@ -66,6 +66,18 @@ def test_any_order_of_arrival_gives_the_same_bytes(sites, random):
     assert bytes_of({name: sites[name] for name in order}, reference=sites["site-0"][0]) == bytes_of(sites)
 
 
+def test_sums_that_depend_on_their_order_come_out_the_same():
+    sites = {
+        name: ({"w": np.random.default_rng(seed).standard_normal(500)}, 3 + seed)
+        for seed, name in enumerate(site_names(4))
+    }
+    every = {bytes_of({name: sites[name] for name in order}) for order in itertools.permutations(sites)}
+    assert len(every) == 1
+    products = [tensors["w"] * (count / 18) for tensors, count in sites.values()]
+    sums = {sum(products[i] for i in order).tobytes() for order in itertools.permutations(range(4))}
+    assert len(sums) > 1  # these numbers would have shown it
+
+
 @few
 @given(updates(), st.integers(2, 7))
 def test_identical_updates_are_a_fixed_point(sites, count):

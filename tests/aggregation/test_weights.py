@@ -184,9 +184,12 @@ def test_float16_is_rounded_once_to_the_nearest(values):
     assert [Fraction(float(v)) for v in back] == [nearest(v, bits=11, least_exponent=-24) for v in values]
 
 
-def test_a_value_just_above_a_tie_is_not_rounded_twice():
-    above_tie = 1.0 + 2.0**-8 + 2.0**-40  # float32 would drop the last part and make it a tie, bfloat16 then 1.0
-    assert widened(narrowed(np.array([above_tie]), DTYPES["BF16"]), DTYPES["BF16"])[0] == 1.0 + 2.0**-7
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_value_beside_a_tie_is_not_rounded_twice(sign):
+    # float32 would drop the last part and make these ties, which bfloat16 would then round to the even neighbour
+    beside = sign * np.array([1 + 2**-8 + 2**-40, 1 + 2**-8 - 2**-40, 1 + 3 * 2**-8 - 2**-40, 1 + 3 * 2**-8 + 2**-40])
+    rounded = widened(narrowed(beside, DTYPES["BF16"]), DTYPES["BF16"])
+    np.testing.assert_array_equal(rounded, sign * np.array([1 + 2**-7, 1, 1 + 2**-7, 1 + 2**-6]))
 
 
 def test_every_bfloat16_comes_back_as_it_was():
