@@ -15,6 +15,7 @@ from pathlib import Path
 
 from trainer.contract import ContractError, Exit, plan_from_json
 from trainer.exchange import Work, job_from_json, train_or_evaluate, versions
+from trainer.failures import is_disk_full
 from trainer.job import Fault
 from trainer.run import begin, carry_out, claim
 from trainer.serve import PRELOAD, Server
@@ -71,11 +72,15 @@ def _run(work: Work, patience: float) -> int:
         job = job_from_json(json.loads(document))
     except ValueError as error:
         raise Fault(Exit.BAD_JOB, "FEDPORTAL_JOB in the environment is not JSON.") from error
-    lock = int(lock_fd) if lock_fd else claim(job.folder, again=True)
-    if lock is None:
-        print(f"{job.run} has run already, or is running", file=sys.stderr)
-        return int(Exit.OK)
-    begin(job.folder, lock)
+    try:
+        lock = int(lock_fd) if lock_fd else claim(job.folder, again=True)
+        if lock is None:
+            print(f"{job.run} has run already, or is running", file=sys.stderr)
+            return int(Exit.OK)
+        begin(job.folder, lock)
+    except OSError as error:
+        code = Exit.DISK_FULL if is_disk_full(error) else Exit.UNEXPECTED
+        raise Fault(code, f"The run's folder cannot be written ({error.strerror}).") from error
     if job.site.threads:
         # A site that shares its machine: torch's threads shall sleep, not spin, when they wait for each other.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

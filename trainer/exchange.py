@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,7 @@ def _manifest(spec: JobSpec, ledger: _Ledger, report: Reporter, code: Exit, mess
     )
 
 
+@cache
 def versions() -> Mapping[str, str]:
     """Return what this trainer is made of."""
     found = {"contract": str(CONTRACT_VERSION), "python": platform.python_version()}

@@ -38,6 +38,7 @@ from typing import Any, NoReturn
 from trainer.exchange import Work, job_from_json, versions
 from trainer.job import Fault
 from trainer.run import begin, carry_out, claim
+from trainer.transfer import rehearse
 
 PRELOAD = (
     "torch",
@@ -163,6 +164,8 @@ class Server:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         for name in self._preload:
             importlib.import_module(name)
+        rehearse()
+        versions()
         gc.collect()
         gc.freeze()  # what is here stays: no collection touches, and so copies, the pages shared with children
         threads = len(list(Path("/proc/self/task").iterdir())) if Path("/proc/self/task").exists() else 1

@@ -6,6 +6,7 @@ A presigned URL is a secret: no message and no log line of this module holds one
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 import re
 import time
@@ -51,6 +52,13 @@ def new_session() -> requests.Session:
     return session
 
 
+def rehearse() -> None:
+    """Prepare a request and drop it: what a process does for the first time takes ten times as long."""
+    request = requests.Request("PUT", "http://localhost/bucket/key?X-Amz-Date=0", data=b"x", json=None)
+    new_session().prepare_request(request)
+    requests.utils.get_environ_proxies("http://localhost/")
+
+
 def _no_login(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
@@ -73,7 +81,7 @@ class Courier:
         self.patience = patience
         self._say = say
         self._session = new_session()
-        self._options: dict[str, Any] = {"timeout": (5.0, read_timeout), "allow_redirects": False, "stream": True}
+        self._options: dict[str, Any] = {"timeout": (10.0, read_timeout), "allow_redirects": False, "stream": True}
 
     def fetch_bytes(self, url: str, what: str, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         """Return a small object. Raises :class:`Fault` TRANSFER_FAILED, also for one larger than ``max_bytes``."""
@@ -134,7 +142,8 @@ class Courier:
         Raises :class:`Fault` TRANSFER_FAILED when the store refuses, stays away, or the place is too small.
         """
         if isinstance(content, bytes):
-            self._patiently(lambda: self._put_once(place.url, content, what), what)
+            # As a stream of blocks: a body of one piece would have to be through within a single time-out
+            self._patiently(lambda: self._put_once(place.url, _Slice(io.BytesIO(content), 0, len(content)), what), what)
             return Stored(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
         size = content.stat().st_size
         etags: list[str] = []
@@ -148,8 +157,8 @@ class Courier:
                 etags.append(self._patiently(send, what))
         return Stored(sha256=digest, size=size, etags=tuple(etags) if place.part_urls else ())
 
-    def _put_once(self, url: str, body: bytes | _Slice, what: str) -> str:
-        with self._ask("PUT", url, what, data=body) as response:
+    def _put_once(self, url: str, body: _Slice, what: str) -> str:
+        with self._ask("PUT", url, what, data=body if len(body) else b"") as response:
             response.raw.read(4096)  # an unread answer would cost the connection
             return response.headers.get("ETag", "").strip('"')
 

@@ -28,6 +28,7 @@ KILLED = (
     "The training process ended without a word: it was killed, most likely by the system because memory ran out. "
     "A smaller patch or batch size needs less."
 )
+LAST_WORDS = 300
 
 
 class LocalConnector:
@@ -75,7 +76,7 @@ class LocalConnector:
         if ended is not None:
             return ended
         if (folder / "pid").exists():
-            return RunStatus(RunState.FAILED, message=KILLED)
+            return RunStatus(RunState.FAILED, message=f"{KILLED} The log ends with: {_last_words(folder)}")
         return RunStatus(RunState.LOST, message="The site does not know this run.")
 
     def cancel(self, run: str) -> None:
@@ -203,6 +204,19 @@ def _ended(folder: Path) -> RunStatus | None:
         return RunStatus(RunState.FAILED, message=f"The run's exit.json cannot be read ({type(error).__name__}).")
     states = {Exit.OK: RunState.SUCCEEDED, Exit.CANCELLED: RunState.CANCELLED}
     return RunStatus(states.get(code, RunState.FAILED), exit_code=code, message=message)  # type: ignore[call-overload]
+
+
+def _last_words(folder: Path) -> str:
+    try:
+        with (folder / "log.txt").open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_CHUNK))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return "nothing."
+    last = next((line for line in reversed(lines) if line.strip()), "nothing.")
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        last = str(json.loads(last)["message"])
+    return last[-LAST_WORDS:]
 
 
 def _signal(folder: Path, number: int) -> bool:

@@ -31,7 +31,7 @@ from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, StoreError
 from trainer.contract import ROOT, Put
 
 CHUNK = 1024 * 1024
-PART = 16 * 1024 * 1024
+PART = 8 * 1024 * 1024
 """Part size of our own large uploads: three travel at once, so memory stays below four of them."""
 SITE_PART = 32 * 1024 * 1024
 """Part size for sites: what a broken line costs at most to send again."""
@@ -61,7 +61,7 @@ class ObjectStore:
     """One bucket of an S3 store.
 
     ``endpoint`` is ``host[:port]`` or a URL; ``public_endpoint`` the same for the address that sites and browsers
-    use (default: the same one). ``region`` must be the store's, so that nothing has to be asked before signing.
+    use (default: the same one). ``timeout``: seconds that the store may be silent. ``region`` must be the store's, so that nothing has to be asked before signing.
     Raises :class:`StoreUnreachable` (try again later), :class:`ObjectMissing`, :class:`ObjectDamaged`, else
     :class:`StoreError`. No message and no ``repr`` holds a key or a signed URL.
     """
@@ -77,17 +77,21 @@ class ObjectStore:
         secure: bool = True,
         public_endpoint: str | None = None,
         ca_file: str | None = None,
+        timeout: float = 30.0,
     ) -> None:
         self.bucket = bucket
         self.endpoint, secure = _address(endpoint, secure)
         self._pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=5, read=60),
+            # urllib3 gives the body of a fresh connection's first request no more than the time to connect
+            timeout=urllib3.Timeout(connect=min(15.0, timeout), read=timeout),
             maxsize=32,
             cert_reqs="CERT_REQUIRED",
             ca_certs=ca_file or certifi.where(),
-            # A restarted store answers 500 for some seconds until its volumes are back; one that is down
-            # should be reported at once, the caller's own retry is durable and ours is not.
-            retries=urllib3.Retry(total=5, connect=1, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
+            # A restarted store answers 500 for some seconds until its volumes are back: that is sat out. One that
+            # is down or hangs is reported soon: the caller's own retry is durable, ours is not.
+            retries=urllib3.Retry(
+                total=5, connect=1, read=1, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)
+            ),
         )
         self._client = Minio(
             self.endpoint, access_key, secret_key, secure=secure, region=region, http_client=self._pool
@@ -313,9 +317,8 @@ class ObjectStore:
             yield
         except S3Error as error:
             self._raise(str(error.code), key, error)
-        except (urllib3.exceptions.HTTPError, InvalidResponseError, ServerError, OSError) as error:
-            if isinstance(error, OSError) and error.filename is not None:
-                raise  # a local file, not the store
+        except (urllib3.exceptions.HTTPError, InvalidResponseError, ServerError) as error:
+            # An OSError is not caught: urllib3 wraps those of the line, so a bare one is a local file's (a full disk)
             raise StoreUnreachable(
                 f"the object store at {self.endpoint} does not answer ({type(error).__name__})"
             ) from error

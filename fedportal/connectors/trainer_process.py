@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,6 +32,14 @@ ANSWER_TIMEOUT = 5.0
 SERVER_TAKEN = 75
 """Exit code of a warm server that found another one on its socket."""
 MAX_ANSWER = 8 * 1024 * 1024
+
+_PASSED_ON = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|VIRTUAL_ENV|PYTHON.*|XDG_.*"
+    r"|OMP_.*|MKL_.*|OPENBLAS_.*|CUDA_.*|NVIDIA_.*|CUBLAS_.*|TORCH_.*|PYTORCH_.*"
+    r"|(?:HTTPS?|NO|ALL)_PROXY|REQUESTS_CA_BUNDLE|SSL_CERT_(?:FILE|DIR)",
+    re.IGNORECASE,
+)
+"""The variables that a trainer process needs. The others stay here: the portal's environment holds its secrets."""
 
 _children: list[subprocess.Popen[bytes]] = []
 
@@ -93,7 +102,7 @@ class TrainerProcess:
                     stdout=log,
                     stderr=log,
                     cwd=ROOT,
-                    env={**os.environ, "FEDPORTAL_JOB": json.dumps(dict(job)), "FEDPORTAL_LOCK_FD": str(lock)},
+                    env=_environment(FEDPORTAL_JOB=json.dumps(dict(job)), FEDPORTAL_LOCK_FD=str(lock)),
                     pass_fds=[lock],
                     start_new_session=True,
                 )
@@ -122,6 +131,7 @@ class TrainerProcess:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 cwd=ROOT,
+                env=_environment(),
                 timeout=timeout,
                 check=False,
             )
@@ -162,6 +172,7 @@ class TrainerProcess:
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
+                env=_environment(),
                 start_new_session=True,
             )
         _children.append(process)
@@ -230,6 +241,10 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(file)
     return False
+
+
+def _environment(**more: str) -> dict[str, str]:
+    return {**{name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}, **more}
 
 
 def _lock(lock: int, folder: Path) -> bool:

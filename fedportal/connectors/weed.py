@@ -68,7 +68,7 @@ class Weed:
     def endpoint(self) -> str:
         return f"{HOST}:{self.credentials.port}"
 
-    def store(self, bucket: str = "", *, public_endpoint: str | None = None) -> ObjectStore:
+    def store(self, bucket: str = "", *, public_endpoint: str | None = None, timeout: float = 30.0) -> ObjectStore:
         c = self.credentials
         return ObjectStore(
             self.endpoint,
@@ -78,6 +78,7 @@ class Weed:
             region=REGION,
             secure=False,
             public_endpoint=public_endpoint,
+            timeout=timeout,
         )
 
     @property
@@ -103,7 +104,7 @@ class Weed:
         """
         if self.pid is None:
             self._spawn()
-        store = self.store()
+        store = self.store(timeout=2)
         end = time.monotonic() + timeout
         while True:
             if self.pid is None:

@@ -17,7 +17,7 @@ from fedportal.connectors.base import RunState
 from fedportal.connectors.errors import SiteUnreachable
 from fedportal.connectors.local import LocalConnector
 from fedportal.connectors.registry import build
-from fedportal.connectors.trainer_process import is_locked
+from fedportal.connectors.trainer_process import TrainerProcess, is_locked
 from tests.connectors.contract import ConnectorContract
 from tests.trainer_process.bench import SCRIPTED, Bench, wait_for
 
@@ -49,6 +49,7 @@ def test_a_killed_run_is_failed_and_says_why(local_site: LocalConnector, bench: 
     status = local_site.poll(ticket.run)
     assert (status.state, status.exit_code) == (RunState.FAILED, None)
     assert "memory" in status.message
+    assert "scripted work: killed" in status.message or "printed by a library" in status.message
     assert local_site.launch(ticket) is False
 
 
@@ -63,7 +64,7 @@ def test_cancel_leaves_no_process(
     local_site.cancel(ticket.run)
     assert local_site.poll(ticket.run).state is RunState.CANCELLED
     assert not is_locked(run_folder(ticket.run) / "lock")
-    assert not alive(pid)
+    wait_for(lambda: not alive(pid))
 
 
 def test_cancel_ends_a_run_that_does_not_listen(
@@ -141,6 +142,28 @@ def test_no_secret_of_a_launch_stays_in_the_runs_folder(
         assert ticket.key not in path.read_text()
         assert "Signature" not in path.read_text()
     assert "Signature" not in bench.read(ticket, "log.txt").decode()
+
+
+def test_the_portals_secrets_stay_out_of_the_trainers_environment(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SECRET_KEY", "FEDPORTAL_KEYS", "DATABASE_URL", "FEDPORTAL_S3_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "keep-me-secret")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.org:3128")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    trainer = TrainerProcess(tmp_path / "s", command=SCRIPTED)
+    server = trainer.start_server(timeout=30)
+    site = LocalConnector(data_root=tmp_path, work_dir=tmp_path / "work", command=SCRIPTED)
+    ticket = bench.ticket("lasts")
+    try:
+        site.launch(ticket)
+        for pid in (server, pid_of(tmp_path / "work" / "runs" / ticket.run)):
+            environment = Path(f"/proc/{pid}/environ").read_text()
+            assert "keep-me-secret" not in environment
+            assert "proxy.example.org" in environment
+    finally:
+        trainer.stop_server()
+        site.cancel(ticket.run)
 
 
 def test_a_check_names_what_is_wrong_and_does_not_go_on(tmp_path: Path) -> None:

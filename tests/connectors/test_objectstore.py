@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
+import socket
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from fedportal.connectors import objectstore
 from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, StoreError, StoreUnreachable
 from fedportal.connectors.objectstore import ObjectStore
 from fedportal.connectors.weed import Weed, free_port
+from tests.trainer_process.line import Fault, Line
 
 pytestmark = pytest.mark.store
 HOUR = timedelta(hours=1)
@@ -148,6 +151,67 @@ def test_deleting_an_experiment_drops_its_open_uploads(
     put = object_store.open_upload(KEY, 5000, HOUR)
     object_store.delete_prefix("fedportal/abcd")
     assert requests.put(put.part_urls[0], data=b"x" * 5000, timeout=5).status_code == 404
+
+
+def test_a_broken_download_goes_on_where_it_broke(
+    weed: Weed, object_store: ObjectStore, line: Line, tmp_path: Path
+) -> None:
+    data = os.urandom(3 * objectstore.CHUNK)
+    digest = object_store.put_bytes(KEY, data)
+    c = weed.credentials
+    through = ObjectStore(f"127.0.0.1:{line.port}", c.access_key, c.secret_key, object_store.bucket, secure=False)
+    line.faults = [
+        Fault("GET", "global", status=503),
+        Fault("GET", "global", cut=objectstore.CHUNK + 5),
+        Fault("GET", "global", cut=objectstore.CHUNK + 5),
+    ]
+    assert through.get_file(KEY, tmp_path / "m", sha256=digest, size=len(data)) == digest
+    assert (tmp_path / "m").read_bytes() == data
+    ranges = line.requests("GET", "global.safetensors")
+    assert len(ranges) == 4
+    assert ranges[-1] != ranges[-2] != ""
+
+
+def test_a_store_that_always_breaks_off_is_unreachable(
+    weed: Weed, object_store: ObjectStore, line: Line, tmp_path: Path
+) -> None:
+    object_store.put_bytes(KEY, os.urandom(3 * objectstore.CHUNK))
+    c = weed.credentials
+    through = ObjectStore(f"127.0.0.1:{line.port}", c.access_key, c.secret_key, object_store.bucket, secure=False)
+    line.faults = [Fault("GET", "global", times=99, cut=5)]
+    with pytest.raises(StoreUnreachable):
+        through.get_file(KEY, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_no_more_is_not_taken_for_the_store(object_store: ObjectStore, tmp_path: Path) -> None:
+    object_store.put_bytes(KEY, b"x" * 100_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            object_store.get_file(KEY, tmp_path / "m")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_port_that_is_taken_is_said_with_the_servers_words(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = Weed(tmp_path / "weed", port=taken.getsockname()[1], dies_with_parent=True)
+        with pytest.raises(StoreError, match=r"weed has ended: \S"):
+            server.start(timeout=20)
+
+
+def test_a_store_that_hangs_is_unreachable_after_its_time() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        store = ObjectStore(f"127.0.0.1:{silent.getsockname()[1]}", "k", "s", "bucket", secure=False, timeout=0.2)
+        with pytest.raises(StoreUnreachable):
+            store.get_bytes(KEY)
 
 
 def test_a_store_that_does_not_answer_is_unreachable() -> None:

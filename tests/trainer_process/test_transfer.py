@@ -131,6 +131,13 @@ def test_a_large_upload_repeats_only_the_part_that_failed(
     assert store.get_file(KEY, tmp_path / "back", sha256=stored.sha256, size=stored.size)
 
 
+@pytest.mark.parametrize("data", [b"", b"x", b"x" * (2 * CHUNK + 1)])
+def test_bytes_of_any_length_are_put(store: ObjectStore, courier: Courier, data: bytes) -> None:
+    stored = courier.put(Put(url=store.presign_put(KEY, HOUR)), data, "the log")
+    assert store.get_bytes(KEY) == data
+    assert (stored.size, stored.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
 def test_an_update_larger_than_its_place_is_refused(courier: Courier, random_file: Path) -> None:
     with pytest.raises(TrainerFault, match="does not fit"):
         courier.put(Put(part_urls=("http://127.0.0.1:1/a",), part_size=1000), random_file, "the update")
