@@ -1,11 +1,8 @@
 """Addresses under /api/: what was measured and what happened, to read."""
 
-from django.urls import path, register_converter
+from django.urls import path
 
-from fedportal.monitoring import api
-from fedportal.monitoring.converters import KeyConverter
-
-register_converter(KeyConverter, "experiment_key")
+from fedportal.monitoring import api, converters  # noqa: F401  (converters: experiment_key)
 
 urlpatterns = [
     path("experiments/<experiment_key:key>/metrics/", api.MetricsView.as_view(), name="api-experiment-metrics"),
@@ -17,5 +14,5 @@ urlpatterns = [
         api.ModelFileView.as_view(),
         name="api-experiment-model-file",
     ),
-    path("experiments/<experiment_key:key>/logs/", api.LogView.as_view(), name="api-experiment-log"),
+    path("experiments/<experiment_key:key>/logs/", api.LogView.as_view(), name="api-experiment-logs"),
 ]

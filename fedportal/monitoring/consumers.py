@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from contextlib import suppress
 from urllib.parse import parse_qs
 
@@ -52,10 +53,10 @@ class LiveConsumer(AsyncWebsocketConsumer):
     async def _send_all(self, experiment_id: int, user_id: int) -> None:
         query = parse_qs(self.scope["query_string"].decode("ascii", "replace"))
         cursor = Cursor.parse(query.get("after", [""])[0])
-        shown = query.get("round", ["0"])[0]
+        shown = re.fullmatch("[0-9]{1,6}", query.get("round", [""])[0])
         try:
             async with listen(experiment_id, user_id) as listener:
-                missed = catch_up(experiment_id, cursor, shown_round=int(shown) if shown.isdecimal() else 0)
+                missed = catch_up(experiment_id, cursor, shown_round=int(shown[0]) if shown else 0)
                 while (text := await database_sync_to_async(next)(missed, None)) is not None:
                     await self.send(text_data=text)
                 while isinstance(message := await listener.get(), str):

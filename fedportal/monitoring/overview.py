@@ -295,9 +295,19 @@ REMEDIES = {
 }
 
 
-def explain(exit_code: int | None) -> tuple[str, str]:
-    """Return what an exit code means and what to do about it, in sentences; empty for none and for success."""
+@dataclass(frozen=True)
+class Explanation:
+    """What an exit code means, what the site said beyond that, and what to do about it; sentences."""
+
+    meaning: str
+    detail: str
+    remedy: str
+
+
+def explain(exit_code: int | None, message: str = "") -> Explanation | None:
+    """Explain how an attempt ended; ``None`` while it has not, and for success."""
     if not exit_code:
-        return "", ""
+        return None
     known = Exit(exit_code) if exit_code in list(Exit) else Exit.UNEXPECTED
-    return EXPLANATIONS[known], REMEDIES.get(known, "")
+    meaning = EXPLANATIONS[known]
+    return Explanation(meaning, message.removeprefix(meaning).strip(), REMEDIES[known])

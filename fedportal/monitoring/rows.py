@@ -45,7 +45,7 @@ class Cursor:
     @classmethod
     def parse(cls, text: str) -> Cursor:
         """Read a cursor. Anything else than one is the beginning: reading all again repeats, but loses nothing."""
-        found = re.fullmatch(r"(\d{1,18})\.(\d{1,18})", text)
+        found = re.fullmatch(r"([0-9]{1,18})\.([0-9]{1,18})", text)
         return cls(int(found[1]), int(found[2])) if found else cls()
 
     def __str__(self) -> str:

@@ -1,11 +1,8 @@
 """Addresses of what is only looked at: dashboard, experiment page and its parts, exports, downloads."""
 
-from django.urls import path, register_converter
+from django.urls import path
 
-from fedportal.monitoring import downloads, exports, views
-from fedportal.monitoring.converters import KeyConverter
-
-register_converter(KeyConverter, "experiment_key")
+from fedportal.monitoring import converters, downloads, exports, views  # noqa: F401  (converters: experiment_key)
 
 app_name = "monitoring"
 urlpatterns = [

@@ -11,7 +11,8 @@ from django.views.decorators.http import require_safe
 
 from fedportal.experiments.models import Attempt, Event, Experiment, GlobalModel, LogPiece, Participation, SiteRun
 from fedportal.experiments.recipe import GROUPS, SETTINGS, value_of
-from fedportal.experiments.states import SiteRunState
+from fedportal.experiments.services import AGAIN, STILL_TRAINING
+from fedportal.experiments.states import ExperimentState
 from fedportal.monitoring.access import visible_experiment
 from fedportal.monitoring.dashboard import dashboard_of
 from fedportal.monitoring.figures import collect, page_data, regions_of
@@ -126,14 +127,12 @@ def _attempt(request: HttpRequest, run: SiteRun | None) -> dict[str, Any]:
     attempt = next((a for a in attempts if a.number == wanted), attempts[-1] if attempts else None)
     if attempt is None:
         return {"attempts": [], "attempt": None}
-    meaning, remedy = explain(attempt.exit_code)
     pieces = LogPiece.objects.filter(attempt=attempt).order_by("offset")
     lines, offset = lines_of(pieces, is_over=attempt.ended_at is not None)
     return {
         "attempts": attempts,
         "attempt": attempt,
-        "meaning": meaning,
-        "remedy": remedy,
+        "explanation": explain(attempt.exit_code, attempt.message),
         "lines": lines,
         "offset": offset,
         "timings": [(TIMED.get(name, name), seconds) for name, seconds in run.seconds.items()] if run else [],
@@ -141,17 +140,18 @@ def _attempt(request: HttpRequest, run: SiteRun | None) -> dict[str, Any]:
 
 
 def _may_retry(request: HttpRequest, experiment: Experiment, run: SiteRun) -> bool:
-    """Whether a retry is worth offering: the live round's run failed. The act itself asks again."""
+    """Whether a retry is worth offering: the act itself asks again."""
     current = experiment.current_round
-    is_live = experiment.is_active and current is not None and run.round_id == current.pk
-    return is_live and run.status.may_become(SiteRunState.PENDING) and experiment.can_be_controlled_by(request.user)
+    is_live = current is not None and run.round_id == current.pk and current.status in STILL_TRAINING
+    is_open = experiment.status in (ExperimentState.RUNNING, ExperimentState.PAUSED)
+    return is_live and is_open and run.status in AGAIN and experiment.can_be_controlled_by(request.user)
 
 
 @require_safe
 def models(request: HttpRequest, key: str) -> HttpResponse:
     """Every global model of an experiment, newest first."""
     found = visible_experiment(request.user, key)
-    every = GlobalModel.objects.filter(experiment=found).order_by("-round_number").prefetch_related("artefacts")
+    every = GlobalModel.objects.filter(experiment=found).order_by("-round_number")
     page = Paginator(every, MODELS_PER_PAGE).get_page(request.GET.get("page"))
     context = {"experiment": found, "page_obj": page, "scored": with_scores(found, list(page))}
     return render(request, "monitoring/models.html", context)
