@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
     processes = None
     try:
         state.lock()
+        state.address_file.unlink(missing_ok=True)
         values = state.remember(port=options.port)
         environment = state.environment(values)
         processes = Processes(logs=state.folder / "logs", environment=environment, cwd=ROOT)
@@ -111,6 +112,7 @@ def run(options, state, values, environment, processes, say) -> int:
     _wait_until_it_answers(f"{address}/ui/healthz/", processes)
     answers_at = time.time()
     portal.start(experiment)
+    state.address_file.write_text(f"{address}/experiments/{experiment.key}/\n")
     if not options.headless:
         greet(address, experiment.key, values["passwords"], time.monotonic() - begun)
     return stay(options, portal, experiment, processes, say, answers_at)

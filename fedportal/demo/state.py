@@ -82,6 +82,11 @@ class DemoState:
         }
 
     @property
+    def address_file(self) -> Path:
+        """Holds the experiment's address while the demo is up: a script can wait for it."""
+        return self.folder / "address"
+
+    @property
     def hospitals(self) -> Path:
         """Where the hospitals' data lie, a folder for each: ``hospitals/<slug>/<dataset>/``."""
         return self.folder / "hospitals"
