@@ -20,7 +20,7 @@ from fedportal.experiments import services
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.plan import MAX_REGION_NAME, merged, nested, problems_of, region_text
 from fedportal.experiments.readiness import dataset_problem, site_problem
-from fedportal.experiments.recipe import Group, Kind, Setting, number_text, of_section, value_of
+from fedportal.experiments.recipe import BY_NAME, Group, Kind, Setting, number_text, of_section, value_of
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset, Site
 
@@ -123,6 +123,9 @@ def field_of(setting: Setting) -> forms.Field:
             field = NumbersField(setting, **common)
     field.error_messages["required"] = f"{setting.label} is missing. {setting.range_text}"
     field.unit = setting.unit
+    name, values = setting.needs
+    if name:  # compose.js hides it while it has no effect
+        field.widget.attrs |= {"data-needs": BY_NAME[name].field, "data-values": " ".join(values)}
     return field
 
 

@@ -31,7 +31,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting. ``low`` and ``high`` are inclusive and hold for each element of a list; ``optional``: may be empty."""
+    """One setting. ``low`` and ``high`` are inclusive and hold for each element of a list; ``optional``: may be empty.
+
+    ``empty`` and ``zero``: what these values mean in words. ``needs``: the setting has an effect only while another one
+    has one of some values (momentum: only with SGD).
+    """
 
     name: str
     label: str
@@ -46,6 +50,7 @@ class Setting:
     optional: bool = False
     empty: str = "—"
     zero: str = ""
+    needs: tuple[str, tuple[str, ...]] = ("", ())
     of_plan: bool = True
 
     @property
@@ -192,14 +197,14 @@ SETTINGS: tuple[Setting, ...] = (
         _K.CHOICE, "optimizer", choices=TREATMENT_CHOICES,
     ),
     Setting("optimizer.weight_decay", "Weight decay", "Pulls weights towards zero; 0 switches it off.", _K.NUMBER, "optimizer", low=0, high=1, advanced=True),
-    Setting("optimizer.momentum", "Momentum", "For SGD only.", _K.NUMBER, "optimizer", low=0, high=0.9999, advanced=True),
-    Setting("optimizer.amsgrad", "AMSGrad", "A variant of Adam and AdamW that never lets its memory shrink.", _K.YES_NO, "optimizer", advanced=True),
+    Setting("optimizer.momentum", "Momentum", "For SGD only.", _K.NUMBER, "optimizer", low=0, high=0.9999, needs=("optimizer.name", ("sgd",)), advanced=True),
+    Setting("optimizer.amsgrad", "AMSGrad", "A variant of Adam and AdamW that never lets its memory shrink.", _K.YES_NO, "optimizer", needs=("optimizer.name", ("adam", "adamw",)), advanced=True),
     Setting("schedule.name", "Schedule", "Constant is right for few rounds; cosine ends gently.", _K.CHOICE, "schedule", choices=SCHEDULE_CHOICES),
     Setting("schedule.warmup_rounds", "Warm-up", "Rounds in which the rate grows from nothing; not more than all rounds.", _K.WHOLE, "schedule", unit="rounds", low=0, high=10_000, zero="none", advanced=True),
-    Setting("schedule.final_factor", "Final share", "For cosine: share of the learning rate that is left in the last round.", _K.NUMBER, "schedule", low=0, high=1, advanced=True),
-    Setting("schedule.power", "Power", "For polynomial: 1 falls in a straight line, higher falls sooner.", _K.NUMBER, "schedule", low=0.1, high=10, advanced=True),
-    Setting("schedule.step_rounds", "Rounds per step", "For steps: how long the rate stays the same.", _K.WHOLE, "schedule", unit="rounds", low=1, high=10_000, advanced=True),
-    Setting("schedule.step_factor", "Factor per step", "For steps: what the rate is multiplied with.", _K.NUMBER, "schedule", low=0.001, high=1, advanced=True),
+    Setting("schedule.final_factor", "Final share", "For cosine: share of the learning rate that is left in the last round.", _K.NUMBER, "schedule", low=0, high=1, needs=("schedule.name", ("cosine",)), advanced=True),
+    Setting("schedule.power", "Power", "For polynomial: 1 falls in a straight line, higher falls sooner.", _K.NUMBER, "schedule", low=0.1, high=10, needs=("schedule.name", ("polynomial",)), advanced=True),
+    Setting("schedule.step_rounds", "Rounds per step", "For steps: how long the rate stays the same.", _K.WHOLE, "schedule", unit="rounds", low=1, high=10_000, needs=("schedule.name", ("step",)), advanced=True),
+    Setting("schedule.step_factor", "Factor per step", "For steps: what the rate is multiplied with.", _K.NUMBER, "schedule", low=0.001, high=1, needs=("schedule.name", ("step",)), advanced=True),
     Setting(
         "patch", "Patch", "Edges of the piece the network sees, in voxels: 128 × 128 × 64. Empty: the whole volume.",
         _K.WHOLE_TRIPLE, "volumes", unit="voxels", low=8, high=512, optional=True, empty="whole volume",
@@ -229,7 +234,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("stragglers", "When a site is late", "Waiting is fair to every site; going on is faster.", _K.CHOICE, "patience", choices=tuple(Straggler.choices), of_plan=False),
     Setting(
         "grace_minutes", "Extra time for late sites", "With “go on without it”: how long the others still wait once the quorum is there.",
-        _K.NUMBER, "patience", unit="minutes", low=0, high=43_200, advanced=True, of_plan=False,
+        _K.NUMBER, "patience", unit="minutes", low=0, high=43_200, needs=("stragglers", ("drop",)), advanced=True, of_plan=False,
     ),
     Setting("max_attempts", "Attempts per site and round", "How often a failing site is started again in a round.", _K.WHOLE, "patience", low=1, high=99, advanced=True, of_plan=False),
 )  # fmt: skip
@@ -245,6 +250,12 @@ def of_section(section: str) -> list[tuple[Group, list[Setting]]]:
         for group in GROUPS
         if group.section == section
     ]
+
+
+def has_effect(experiment: Experiment, setting: Setting) -> bool:
+    """Whether a setting means anything with the other ones as they are."""
+    name, values = setting.needs
+    return not name or value_of(experiment, BY_NAME[name]) in values
 
 
 def flatten(document: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

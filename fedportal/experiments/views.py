@@ -20,7 +20,7 @@ from fedportal.experiments.forms import SECTIONS, FilterForm, SectionForm
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.plan import PRESETS, differences, summary
 from fedportal.experiments.readiness import checklist
-from fedportal.experiments.recipe import GROUPS, of_section, value_of
+from fedportal.experiments.recipe import GROUPS, has_effect, of_section, value_of
 from fedportal.sites.models import Site
 from fedportal.ui.permissions import ComposerRequiredMixin, composer_required, require
 
@@ -143,11 +143,12 @@ class Composer(View):
     def _render(self, experiment: Experiment, template: str, status: int = 200, **context: Any) -> HttpResponse:
         checks = checklist(experiment)
         open_sections = {check.section for check in checks if not check.ok}
-        sections = [(name, title, name not in open_sections) for name, title in TITLES.items()]
+        sections = [(name, title, name not in open_sections) for name, title in TITLES.items() if name != REVIEW]
+        sections.append((REVIEW, TITLES[REVIEW], not open_sections))
         context |= {
             "experiment": experiment,
             "section": self.section,
-            "title": TITLES[self.section],
+            "section_title": TITLES[self.section],
             "titles": TITLES,
             "sections": sections,
             "checks": checks,
@@ -160,7 +161,8 @@ def _review(experiment: Experiment) -> dict[str, Any]:
     groups = []
     for section in dict.fromkeys(group.section for group in GROUPS):
         for group, settings in of_section(section):
-            rows = [(setting, setting.show(value_of(experiment, setting))) for setting in settings]
+            used = [setting for setting in settings if has_effect(experiment, setting)]
+            rows = [(setting, setting.show(value_of(experiment, setting))) for setting in used]
             groups.append((group, rows))
     return {
         "sentence": summary(experiment),

@@ -6,15 +6,7 @@ const form = document.querySelector("[data-composer]");
 if (form) {
   warnBeforeLosing(form);
   markDatasets(document.querySelectorAll("input[data-task]"));
-  const fields = form.elements;
-  onlyFor(fields.optimizer_name, { optimizer_momentum: ["sgd"], optimizer_amsgrad: ["adam", "adamw"] });
-  onlyFor(fields.schedule_name, {
-    schedule_final_factor: ["cosine"],
-    schedule_power: ["polynomial"],
-    schedule_step_rounds: ["step"],
-    schedule_step_factor: ["step"],
-  });
-  onlyFor(fields.stragglers, { grace_minutes: ["drop"] });
+  for (const control of form.querySelectorAll("[data-needs]")) onlyWithEffect(control);
 }
 for (const link of document.querySelectorAll("[data-reveal]")) {
   link.addEventListener("click", () => document.querySelector(link.hash)?.focus());
@@ -43,13 +35,12 @@ function markDatasets(boxes) {
   update();
 }
 
-function onlyFor(choice, dependents) {
-  if (!choice) return;
+function onlyWithEffect(control) {
+  const choice = form.elements[control.dataset.needs];
+  const field = control.closest(".field");
   const update = () => {
-    for (const [name, values] of Object.entries(dependents)) {
-      const field = form.elements[name]?.closest(".field");
-      if (field) field.hidden = !values.includes(choice.value) && !field.classList.contains("field--refused");
-    }
+    const hasEffect = control.dataset.values.split(" ").includes(choice.value);
+    field.hidden = !hasEffect && !field.classList.contains("field--refused");
   };
   choice.addEventListener("change", update);
   update();

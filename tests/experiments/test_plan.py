@@ -18,7 +18,7 @@ from fedportal.experiments.plan import (
     summary,
     with_task_of,
 )
-from fedportal.experiments.recipe import BY_NAME, SETTINGS, Kind, flatten, of_section
+from fedportal.experiments.recipe import BY_NAME, SETTINGS, Kind, flatten, has_effect, of_section
 from tests.factories import BRAIN_TASK, ada, make_dataset, make_experiment, make_plan, make_site
 from trainer.contract import TrainingPlan, plan_from_json, plan_problems
 
@@ -137,6 +137,18 @@ def test_every_setting_stands_in_one_section():
 )
 def test_values_are_shown_as_people_read_them(name, value, shown):
     assert BY_NAME[name].show(value) == shown
+
+
+@pytest.mark.django_db
+def test_a_setting_without_effect_is_not_spoken_of():
+    experiment = make_experiment(ada())
+    momentum = BY_NAME["optimizer.momentum"]
+    assert not has_effect(experiment, momentum)
+    experiment.plan = merged(experiment.plan, {"optimizer": {"name": "sgd"}})
+    assert has_effect(experiment, momentum)
+    for setting in SETTINGS:
+        name, values = setting.needs
+        assert not name or set(values) < dict(BY_NAME[name].choices).keys()
 
 
 def test_a_change_of_one_value_leaves_its_neighbours():
