@@ -193,8 +193,9 @@ class Engine:
             time.sleep(RENEW_EVERY)
             with self._lock:
                 claims = list(self._claims.values())
-            if not claims:
-                continue
+                if not claims:
+                    self._keeper = None
+                    return
             with _own_connection():
                 for claim in claims:
                     try:

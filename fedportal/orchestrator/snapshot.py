@@ -246,6 +246,8 @@ def take(experiment: Experiment, now: datetime) -> Snapshot:
     attempts = _attempts(experiment, newest, participants)
     site_runs = _site_runs(newest, participants, attempts)
     waited_for = {run.attempt.id for run in site_runs if run.current is not None and not run.is_over}
+    if experiment.status is ExperimentState.CANCELLING:
+        waited_for = set()
     # Published is enough: the row may not know of a launch whose orchestrator died right after it.
     strays = tuple(a for a in attempts if a.ended_at is None and a.upload and a.id not in waited_for)
     return Snapshot(

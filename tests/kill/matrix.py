@@ -118,6 +118,11 @@ def _wait_for(path: Path, timeout: float) -> None:
         time.sleep(0.005)
 
 
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--who", choices=WHO, action="append")
@@ -137,24 +142,21 @@ def main() -> int:
             stage.set_up()
             stage.start("trainer", "portal")
             matrix = Matrix(stage)
-            print(f"undisturbed: {matrix.expected[-1][:16]}", flush=True)
+            say(f"undisturbed: {matrix.expected[-1][:16]}")
             for who, step in cases:
                 result = matrix.case(who, step)
                 results.append(result)
                 verdict = "same model" if result["ok"] else f"FAILED ({result['state']})"
-                print(
-                    f"{who:<13} {step:<14} {verdict:<12} {result['seconds']:>6.1f} s, {result['attempts']} attempts",
-                    flush=True,
-                )
+                say(f"{who:<13} {step:<14} {verdict:<12} {result['seconds']:>6.1f} s, {result['attempts']} attempts")
                 if not result["ok"]:
-                    print(result["trouble"], flush=True)
+                    say(result["trouble"])
                 if options.json:
                     with options.json.open("a") as file:
                         file.write(json.dumps(result) + "\n")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     failed = [result for result in results if not result["ok"]]
-    print(f"{len(results) - len(failed)} of {len(results)} cases ended with the model of the undisturbed run.")
+    say(f"{len(results) - len(failed)} of {len(results)} cases ended with the model of the undisturbed run.")
     return 1 if failed else 0
 
 
