@@ -204,7 +204,7 @@ def test_a_site_takes_part_with_one_dataset(draft):
     ],
 )
 def test_datasets_of_different_tasks_do_not_train_one_model(draft, fields, says):
-    datasets = [make_dataset(make_site()), make_dataset(make_site(), "Task09_Spleen", **fields)]
+    datasets = [make_dataset(make_site("aachen")), make_dataset(make_site("bonn"), "Task09_Spleen", **fields)]
     form = SitesForm({"datasets": [dataset.pk for dataset in datasets]}, experiment=draft)
     assert not form.is_valid()
     assert says in form.errors["datasets"][0]
