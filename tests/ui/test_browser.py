@@ -140,3 +140,17 @@ def test_an_act_that_asks_first_needs_two_clicks_and_no_script(open_page):
     page.locator("summary", has_text="Retire").click()
     page.get_by_role("button", name="Retire the site").click()
     assert page.get_by_text("Mainz is retired. Its history stays.").is_visible()
+
+
+def test_an_open_menu_closes_with_escape_and_with_a_click_elsewhere(open_page):
+    page = open_page("/sites/mainz/")
+    panel = page.locator(".menu--user .menu__panel")
+    summary = page.locator(".menu--user > summary")
+    summary.click()
+    assert panel.is_visible()
+    page.keyboard.press("Escape")
+    assert not panel.is_visible()
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+    summary.click()
+    page.get_by_role("heading", level=1).click()
+    assert not panel.is_visible()
