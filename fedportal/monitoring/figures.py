@@ -56,9 +56,18 @@ CHARTS = (
 )
 DRAWN = tuple(chart.name for chart in CHARTS)
 
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+DASHES = {
+    "solid": "none",
+    "dash": "6 3",
+    "dot": "2 3",
+    "dashdot": "6 3 2 3",
+    "longdash": "10 4",
+    "longdashdot": "10 3 2 3",
+    "10px,3px,3px,3px,3px,3px": "8 2 2 2 2 2",
+}
+"""Plotly's dashes → the same for the legend's SVG (``stroke-dasharray``)."""
 HUES = 8
-"""``--site-1`` to ``--site-8`` of the CSS. Five dashes and eight hues have no common factor: 40 sites look different."""
+"""``--site-1`` to ``--site-8`` of the CSS. Seven dashes and eight hues have no common factor: 56 sites look different."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +82,13 @@ class SiteStyle:
     @property
     def strokes(self) -> str:
         """The dash as lengths for SVG (``stroke-dasharray``), for the legend."""
-        return {"solid": "none", "dash": "6 3", "dot": "2 3", "dashdot": "6 3 2 3", "longdash": "10 4"}[self.dash]
+        return DASHES[self.dash]
 
 
 def styles(sites: Iterable[tuple[str, str]]) -> list[SiteStyle]:
     """Give each site (slug, name) its look, in the order in which they come."""
     return [
-        SiteStyle(slug, name, hue=index % HUES + 1, dash=DASHES[index % len(DASHES)])
+        SiteStyle(slug, name, hue=index % HUES + 1, dash=list(DASHES)[index % len(DASHES)])
         for index, (slug, name) in enumerate(sites)
     ]
 

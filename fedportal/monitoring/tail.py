@@ -92,14 +92,15 @@ class Reader:
         return message, self._allowed(watchers, at_once=message is not None)
 
     def _changed(self, experiment: Experiment, *, renew: bool) -> dict[str, Any]:
-        """Render what may have changed, at most once a second unless a row says more; return what has changed."""
+        """Render what may have changed and return what has: all after a step or an event, else once a second the head."""
         now = time.monotonic()
-        timely = self.is_active and now - self._rendered_at >= RENDER_SECONDS
-        if not (renew or timely or experiment.version != self._version):
+        stepped = renew or experiment.version != self._version
+        if not stepped and not (self.is_active and now - self._rendered_at >= RENDER_SECONDS):
             return {}
         self._version, self._rendered_at = experiment.version, now
         view = overview(experiment, count=ROUNDS_RENDERED, looks=self.looks)
-        changed = [piece for piece in state_of(view, rounds=2) if self._sent.get(piece["id"]) != piece["html"]]
+        pieces = state_of(view, rounds=2) if stepped else [fragments.head(view)]
+        changed = [piece for piece in pieces if self._sent.get(piece["id"]) != piece["html"]]
         self._sent.update((piece["id"], piece["html"]) for piece in changed)
         return {"fragments": changed, "summary": view.summary} if changed else {}
 

@@ -78,6 +78,7 @@ function insert(container, fresh) {
 
 function changeState(next) {
   state = next;
+  showConnection("live"); // the news just came over the line
   for (const element of document.querySelectorAll("[data-states]")) {
     element.hidden = !element.dataset.states.split(" ").includes(next);
   }

@@ -63,10 +63,10 @@ def test_an_undefined_value_stays_undefined_and_not_zero():
     assert collect([row(value=None)], start=START)[0]["points"][0][5] is None
 
 
-def test_forty_sites_look_different_and_each_of_the_first_five_has_its_own_dash():
-    looks = styles((f"s{i}", f"Site {i}") for i in range(40))
-    assert len({(look.hue, look.dash) for look in looks}) == 40
-    assert len({look.dash for look in looks[:5]}) == 5
+def test_fifty_sites_look_different_and_each_of_the_first_seven_has_its_own_dash():
+    looks = styles((f"s{i}", f"Site {i}") for i in range(50))
+    assert len({(look.hue, look.dash) for look in looks}) == 50
+    assert len({look.strokes for look in looks[:7]}) == 7
     assert {look.hue for look in looks} <= set(range(1, 9))
 
 
