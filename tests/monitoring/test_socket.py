@@ -259,6 +259,7 @@ async def test_fifty_viewers_cost_one_reader(running, ada, monkeypatch):
         socket = WebsocketCommunicator(application, f"/ws/experiments/{running.key}/?after={cursor}&round=1")
         socket.scope["user"] = ada
         await socket.connect(timeout=WAIT)
+        assert (await next_message(socket))["fragments"]
         sockets.append(socket)
     assert len(tail._tails) == 1
     looks.clear()
