@@ -29,7 +29,7 @@ demo: $(VENV)/.runtime
 	@$(BIN)/python -m fedportal.demo $(ARGS)
 
 clean-demo:
-	rm -rf .demo
+	@test ! -e .demo || $(BIN)/python -m fedportal.demo --remove
 
 # The browser tests drive a real Chromium; on Debian and its kin it is installed here when it is missing.
 browser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -42,6 +43,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         "--headless", action="store_true", help="for scripts: no greeting, only the JSON summary on stdout"
     )
     parser.add_argument("--exit", action="store_true", help="stop everything once the experiment has ended")
+    parser.add_argument("--remove", action="store_true", help="remove all that the demo made, and do nothing else")
     parser.add_argument("--state", type=Path, default=ROOT / ".demo", help="folder for all that the demo makes")
     options = parser.parse_args(argv)
     if not 2 <= options.sites <= len(HOSPITALS):
@@ -62,6 +64,8 @@ def main(argv: list[str]) -> int:
     try:
         state.lock()
         state.address_file.unlink(missing_ok=True)
+        if options.remove:
+            return remove(state)
         values = state.remember(port=options.port)
         environment = state.environment(values)
         processes = Processes(logs=state.folder / "logs", environment=environment, cwd=ROOT)
@@ -75,7 +79,8 @@ def main(argv: list[str]) -> int:
     finally:
         if processes is not None:
             processes.stop()
-        state.weed.kill()
+            state.trainer.stop_server()
+            state.weed.kill()
 
 
 def run(options, state, values, environment, processes, say) -> int:
@@ -83,7 +88,9 @@ def run(options, state, values, environment, processes, say) -> int:
     python = sys.executable
     begun = time.monotonic()
     say(f"Preparing the demo in {state.folder} …")
-    processes.start("trainer", [python, "-m", "trainer", "serve", "--socket", environment["FEDPORTAL_TRAINER_SOCKET"]])
+    os.environ.update(environment)
+    # The warm server outlives a demo that is killed, and the next one goes on with it.
+    state.trainer.start_server(wait=False)
     hospitals = HOSPITALS[: options.sites]
     phantoms = processes.run(
         "phantoms",
@@ -101,7 +108,6 @@ def run(options, state, values, environment, processes, say) -> int:
     processes.finish("phantoms", phantoms)
     processes.start("orchestrator", [python, "manage.py", "orchestrate"])
 
-    os.environ.update(environment)
     from fedportal.demo import portal  # Django needs the environment that was made just now
 
     portal.set_up()
@@ -116,6 +122,14 @@ def run(options, state, values, environment, processes, say) -> int:
     if not options.headless:
         greet(address, experiment.key, values["passwords"], time.monotonic() - begun)
     return stay(options, portal, experiment, processes, say, answers_at)
+
+
+def remove(state: DemoState) -> int:
+    """End what outlives a killed demo, and delete the folder."""
+    state.trainer.stop_server()
+    state.weed.kill()
+    shutil.rmtree(state.folder)
+    return 0
 
 
 def stay(options, portal, experiment, processes, say, answers_at: float) -> int:

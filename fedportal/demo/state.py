@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from cryptography.fernet import Fernet
 
+from fedportal.connectors.trainer_process import TrainerProcess
 from fedportal.connectors.weed import Weed
 
 HOST = "127.0.0.1"
@@ -32,6 +33,7 @@ class DemoState:
         self.folder.chmod(0o700)
         self._lock: IO[str] | None = None
         self.weed = Weed(self.folder / "store", dies_with_parent=True)
+        self.trainer = TrainerProcess(self.folder / "trainer.sock")
 
     def lock(self) -> None:
         """Take the folder for this process. The lock ends with the process, however it ends."""
@@ -65,7 +67,7 @@ class DemoState:
             "SECRET_KEY": values["secret_key"],
             "FEDPORTAL_KEYS": values["fernet_key"],
             "FEDPORTAL_STATE": str(self.folder / "portal"),
-            "FEDPORTAL_TRAINER_SOCKET": str(self.folder / "trainer.sock"),
+            "FEDPORTAL_TRAINER_SOCKET": str(self.trainer.socket_path),
             "FEDPORTAL_HTTPS": "0",
             "FEDPORTAL_STATIC_FROM_SOURCE": "1",
             "FEDPORTAL_PUBLIC_URL": f"http://{HOST}:{values['port']}",
