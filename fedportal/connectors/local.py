@@ -11,12 +11,13 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 from fedportal.connectors.base import CheckReport, CheckStep, DatasetReport, LogChunk, RunState, RunStatus
 from fedportal.connectors.errors import SiteError, SiteMisbehaved, SiteRefused
+from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
 from fedportal.connectors.trainer_process import COMMAND, TrainerProcess, is_locked
 from trainer.contract import EXPLANATIONS, Exit, LaunchTicket
 
@@ -31,12 +32,42 @@ KILLED = (
 LAST_WORDS = 300
 
 
-class LocalConnector:
+class LocalConnector(Configured):
     """A site on this machine.
 
     ``data_root``: folder of its datasets. ``work_dir``: where runs, cache and kept state lie; its own for each site.
     ``threads``: CPU threads of a run, 0 for all. ``socket``: the warm server's, empty for cold starts.
     """
+
+    TITLE = "On this machine"
+    SUMMARY = (
+        "The trainer runs beside the portal and reads folders of this machine. For trying things out, for simulated "
+        "hospitals, and for a portal that stands in the hospital itself."
+    )
+    FIELDS = (
+        Field(
+            "data_root",
+            "Data folder",
+            "Folder on this machine that holds one folder per dataset, each with a dataset.json.",
+            placeholder="/srv/hospital/data",
+        ),
+        Field(
+            "work_dir",
+            "Work folder",
+            "Folder for run logs and the preprocessed cache; it must not lie inside the data folder.",
+            placeholder="/srv/hospital/work",
+        ),
+        Field(
+            "threads",
+            "Threads",
+            "Processor threads that one site run may use here.",
+            kind="number",
+            default=1,
+            least=1,
+            most=256,
+            unit="threads",
+        ),
+    )
 
     def __init__(
         self,
@@ -51,6 +82,22 @@ class LocalConnector:
         self._work_dir = Path(work_dir).absolute()
         self._threads = threads
         self._trainer = TrainerProcess(Path(socket) if socket else None, command=command)
+
+    @classmethod
+    def clean_config(cls, config: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, Any]:
+        cleaned = {**config, **{name: _clean_folder(name, config[name]) for name in ("data_root", "work_dir")}}
+        if PurePosixPath(cleaned["work_dir"]).is_relative_to(cleaned["data_root"]):
+            raise Unfit("work_dir", "Choose a folder outside of the data folder: it is never written to.")
+        return cleaned
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], secrets: Mapping[str, str], *, site: SiteContext) -> Self:
+        return cls(
+            data_root=config["data_root"],
+            work_dir=config["work_dir"],
+            threads=config.get("threads", 0),
+            socket=config.get("socket", site.trainer_socket),
+        )
 
     # --- runs --------------------------------------------------------------------------------------
 
@@ -191,6 +238,19 @@ class LocalConnector:
         with contextlib.suppress(OSError):
             return {"free_bytes": shutil.disk_usage(self._work_dir).free}
         return {}
+
+
+def _clean_folder(name: str, value: str) -> str:
+    """Return an absolute, normalised path of a folder; raise :class:`Unfit` for anything else."""
+    path = value.strip()
+    if "\0" in path or not PurePosixPath(path).is_absolute():
+        raise Unfit(name, "Give the whole path, beginning with “/”.")
+    if ".." in PurePosixPath(path).parts:
+        raise Unfit(name, "Give the path without “..”.")
+    folder = os.path.normpath(path)
+    if folder in ("/", "//"):
+        raise Unfit(name, "The root of the machine is no folder of data.")
+    return folder
 
 
 def _ended(folder: Path) -> RunStatus | None:

@@ -12,6 +12,7 @@ from django.conf import settings
 from fedportal.aggregation.process import AggregationProcess
 from fedportal.connectors import registry
 from fedportal.connectors.base import Connector
+from fedportal.connectors.fields import SiteContext
 from fedportal.connectors.objectstore import ObjectStore
 from fedportal.connectors.trainer_process import TrainerProcess
 from fedportal.orchestrator.errands import Errands, Pace
@@ -30,15 +31,21 @@ class Connectors:
         self._built: dict[str, tuple[bytes, Connector]] = {}
 
     def __call__(self, site: SiteView) -> Connector:
-        config = {**site.config, **site.secrets}
-        if site.connector == "local":
-            config.setdefault("socket", str(settings.FEDPORTAL_TRAINER_SOCKET))
-        mark = canonical_json([site.connector, config])
+        mark = canonical_json([site.connector, site.config, site.secrets])
         with self._lock:
             known = self._built.get(site.slug)
             if known is None or known[0] != mark:
-                known = self._built[site.slug] = (mark, registry.build(site.connector, config))
+                built = registry.build(site.connector, site.config, site.secrets, site=_context(site))
+                known = self._built[site.slug] = (mark, built)
             return known[1]
+
+
+def _context(site: SiteView) -> SiteContext:
+    return SiteContext(
+        slug=site.slug,
+        portal_url=settings.FEDPORTAL_PUBLIC_URL,
+        trainer_socket=str(settings.FEDPORTAL_TRAINER_SOCKET),
+    )
 
 
 def from_settings() -> Tools:

@@ -15,6 +15,7 @@ import pytest
 
 from fedportal.connectors.base import RunState
 from fedportal.connectors.errors import SiteUnreachable
+from fedportal.connectors.fields import SiteContext, Unfit
 from fedportal.connectors.local import LocalConnector
 from fedportal.connectors.registry import build
 from fedportal.connectors.trainer_process import TrainerProcess, is_locked
@@ -197,7 +198,39 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, run: str) -> Non
 
 
 def test_the_registry_builds_what_it_knows(tmp_path: Path) -> None:
-    assert isinstance(build("local", {"data_root": str(tmp_path), "work_dir": str(tmp_path)}), LocalConnector)
-    for kind, config in (("pigeon", {}), ("local", {}), ("local", {"data_root": "", "work_dir": "", "door": 1})):
+    site = SiteContext(slug="mainz", trainer_socket=str(tmp_path / "trainer.sock"))
+    config = {"data_root": str(tmp_path), "work_dir": str(tmp_path / "work"), "threads": 1}
+    assert isinstance(build("local", config, {}, site=site), LocalConnector)
+    for kind, unfit in (
+        ("pigeon", config),
+        ("local", {}),
+        ("local", {"data_root": "/a"}),
+        ("local", {**config, "data_root": 7}),
+    ):
         with pytest.raises(ValueError, match="connector"):
-            build(kind, config)
+            build(kind, unfit, {}, site=site)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("data_root", "data", "whole path"),
+        ("data_root", "~/data", "whole path"),
+        ("data_root", "/srv/../etc", "without"),
+        ("data_root", "/", "root of the machine"),
+        ("data_root", "//", "root of the machine"),
+        ("data_root", "/srv/\0data", "whole path"),
+        ("work_dir", "work", "whole path"),
+        ("work_dir", "/srv/data", "outside of the data folder"),
+        ("work_dir", "/srv/./data/work", "outside of the data folder"),
+    ],
+)
+def test_a_folder_that_cannot_work_is_refused_with_its_field(field: str, value: str, reason: str) -> None:
+    with pytest.raises(Unfit, match=reason) as refusal:
+        LocalConnector.clean_config({"data_root": "/srv/data", "work_dir": "/srv/work", "threads": 1, field: value}, {})
+    assert refusal.value.field == field
+
+
+def test_folders_are_normalised_and_other_settings_kept() -> None:
+    typed = {"data_root": " /srv//data/ ", "work_dir": "/srv/work", "threads": 1, "image": "trainer:1"}
+    assert LocalConnector.clean_config(typed, {}) == {**typed, "data_root": "/srv/data"}

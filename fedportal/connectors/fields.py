@@ -1,0 +1,83 @@
+"""What a connector needs to know, declared once: forms, API and admin are made from these declarations.
+
+A connector class derives from :class:`Configured` and is added to ``registry.KINDS``; nothing else has to change.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from fedportal.connectors.base import Connector
+
+Kind = Literal["text", "url", "secret", "choice", "number", "flag", "file", "json"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value that a person gives.
+
+    ``kind``: ``secret`` values are stored encrypted and never shown, all others lie in the site's ``config``; ``file``
+    is a text that may be uploaded or pasted (``config`` keeps the text); ``json`` is a pasted JSON value; ``number`` is
+    an integer from ``least`` to ``most``. ``choices`` are pairs of value and label. ``advanced`` fields are folded away.
+    """
+
+    name: str
+    label: str
+    help: str
+    kind: Kind = "text"
+    required: bool = True
+    default: Any = ""
+    choices: tuple[tuple[str, str], ...] = ()
+    advanced: bool = False
+    placeholder: str = ""
+    least: int | None = None
+    most: int | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class SiteContext:
+    """What a connector may know of the portal and of its site beside its own configuration.
+
+    ``portal_url``: where the site reaches the portal. ``trainer_socket``: the portal's own warm trainer, for sites on
+    the portal's machine.
+    """
+
+    slug: str
+    portal_url: str = ""
+    trainer_socket: str = ""
+
+
+class Unfit(ValueError):
+    """A value that a connector cannot use. ``field`` names it; empty where several do not fit together."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+        self.message = message
+
+
+class Configured:
+    """Base of connector classes: how they present themselves and how they are built from stored values."""
+
+    TITLE: ClassVar[str]
+    SUMMARY: ClassVar[str]
+    """When to choose this connector, in a sentence or two."""
+    FIELDS: ClassVar[tuple[Field, ...]]
+
+    @classmethod
+    def clean_config(cls, config: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, Any]:
+        """Return the configuration as it shall be stored; raise :class:`Unfit` for values that cannot work.
+
+        Called by forms and API with values that fit ``FIELDS`` one by one; without any look at the network or disk.
+        ``secrets`` are all that will be stored.
+        """
+        return dict(config)
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: Mapping[str, Any], secrets: Mapping[str, str], *, site: SiteContext) -> Connector:
+        """Return the connector. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for values that do not fit."""
