@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.contract import ContractError, Exit, plan_from_json
-from trainer.exchange import Work, job_from_json, train_or_evaluate, versions
+from trainer.exchange import SITE_KEY, Work, job_from_json, train_or_evaluate, versions
 from trainer.failures import is_disk_full
 from trainer.job import Fault
 from trainer.run import begin, carry_out, claim
@@ -70,6 +70,7 @@ def _run(work: Work, patience: float) -> int:
     lock_fd = os.environ.pop("FEDPORTAL_LOCK_FD", "")
     try:
         job = job_from_json(json.loads(document))
+        os.environ.pop(SITE_KEY, None)
     except ValueError as error:
         raise Fault(Exit.BAD_JOB, "FEDPORTAL_JOB in the environment is not JSON.") from error
     try:

@@ -27,6 +27,7 @@ from trainer.contract import (
     Kind,
     Manifest,
     Stored,
+    attempt_key,
     metrics_token,
     signed,
     spec_from_json,
@@ -36,6 +37,9 @@ from trainer.failures import is_disk_full, is_out_of_memory
 from trainer.job import Fault, Outcome, Report, Site
 from trainer.reporting import Log, Reporter
 from trainer.transfer import Courier
+
+SITE_KEY = "FEDPORTAL_SITE_KEY"
+"""The variable in which a site keeps its key (hex)."""
 
 FAREWELL_PATIENCE = 30.0
 """Seconds for telling the portal about a failure; the site's exit.json tells it anyway."""
@@ -64,9 +68,10 @@ class Job:
 def job_from_json(document: Any) -> Job:
     """Read the job as the launcher passes it. Raises :class:`Fault` BAD_JOB for anything else."""
     try:
-        run, key = str(document["run"]), str(document["key"])
+        run, key = str(document["run"]), str(document.get("key") or "")
         if not _RUN.match(run):
             raise ValueError("run is not a lower-case DNS label")
+        key = key or attempt_key(_site_key(), run)
         bytes.fromhex(key)
         return Job(
             run=run,
@@ -80,6 +85,14 @@ def job_from_json(document: Any) -> Job:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Fault(Exit.BAD_JOB, f"The launcher's job is not valid: {error}.") from error
+
+
+def _site_key() -> bytes:
+    """Return the key that this site keeps itself, for jobs that come without one."""
+    text = os.environ.get(SITE_KEY, "").strip()
+    if not text:
+        raise ValueError(f"it has no key, and {SITE_KEY} is not set at this site")
+    return bytes.fromhex(text)
 
 
 @dataclass(frozen=True)

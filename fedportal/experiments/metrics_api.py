@@ -23,7 +23,15 @@ from fedportal.experiments import journal
 from fedportal.experiments.models import Attempt
 from fedportal.experiments.serializers import ProblemSerializer
 from fedportal.ui.errors import DomainError
-from trainer.contract import ContractError, MetricRecord, attempt_key, metric_from_json, metrics_token
+from trainer.contract import (
+    ContractError,
+    MetricRecord,
+    attempt_key,
+    metric_from_json,
+    metrics_token,
+    site_key,
+    site_of,
+)
 
 MAX_BYTES = 2**20
 MAX_RECORDS = 1000
@@ -142,7 +150,11 @@ class MetricsView(APIView):
 
 def _authenticate(request: Request, run: str) -> None:
     scheme, _, token = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
-    expected = metrics_token(attempt_key(settings.FEDPORTAL_ATTEMPT_SECRET, run))
+    try:
+        site = site_key(settings.FEDPORTAL_ATTEMPT_SECRET, site_of(run))
+    except ContractError as error:
+        raise WrongToken from error
+    expected = metrics_token(attempt_key(site, run))
     if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), expected.encode()):
         raise WrongToken
 

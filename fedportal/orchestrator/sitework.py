@@ -39,11 +39,14 @@ from trainer.contract import (
     attempt_key,
     manifest_from_json,
     signed,
+    site_key,
     verified,
 )
 
 logger = logging.getLogger(__name__)
 
+AT_HAND = frozenset({"local"})
+"""Connectors whose ``poll`` looks at a file of this machine."""
 ROOM = 2**20
 """Bytes that an update may be larger than the model it came from (its header may be written differently)."""
 OPTIMIZER_ROOM = 3
@@ -91,6 +94,10 @@ class Answer:
     has_delivered: bool = False
 
 
+def _key(attempt: AttemptView, tools: Tools) -> str:
+    return attempt_key(site_key(tools.secret, attempt.site.slug), attempt.run)
+
+
 # --- before the start -----------------------------------------------------------------------------
 
 
@@ -129,7 +136,7 @@ def publish(s: Snapshot, attempt: AttemptView, dataset: str, tools: Tools) -> di
         metrics_url=f"{tools.public_url}/api/runs/{attempt.run}/metrics",
         expires_at=(s.now + lifetime).timestamp(),
     )
-    data = signed(spec.to_json(), attempt_key(tools.secret, attempt.run))
+    data = signed(spec.to_json(), _key(attempt, tools))
     store.put_bytes(f"{prefix}/{SPEC_NAME}", data, content_type="application/json")
     return {"published": True, UPDATE_NAME: _remembered(update), OPTIMIZER_NAME: _remembered(optimizer_out)}
 
@@ -157,7 +164,7 @@ def launch(s: Snapshot, attempt: AttemptView, before: Sequence[AttemptView], too
     for old in before:
         connector.cancel(old.run)
     spec_url = tools.store.presign_get(f"{s.prefix(attempt)}/{SPEC_NAME}", tools.url_lifetime)
-    return connector.launch(LaunchTicket(attempt.run, spec_url, attempt_key(tools.secret, attempt.run)))
+    return connector.launch(LaunchTicket(attempt.run, spec_url, _key(attempt, tools)))
 
 
 # --- while it runs --------------------------------------------------------------------------------
@@ -167,6 +174,19 @@ def ask(s: Snapshot, attempt: AttemptView, tools: Tools) -> Answer:
     """Ask the site how the run is. When it says that it is over, look once more for the manifest: the commit counts."""
     status = tools.connector(attempt.site).poll(attempt.run)
     return Answer(status, status.state.is_over and tools.store.exists(f"{s.prefix(attempt)}/{MANIFEST_NAME}"))
+
+
+def has_sign(s: Snapshot, tools: Tools, known: set[str]) -> bool:
+    """Say whether a run has ended at a site that can be asked for nothing. ``known`` remembers those told before."""
+    near = [run for run in s.site_runs if run.is_at_site and run.site.connector in AT_HAND]
+    ended = [
+        run.attempt.run
+        for run in near
+        if run.attempt.run not in known and tools.connector(run.site).poll(run.attempt.run).state.is_over
+    ]
+    known.update(ended)
+    tools.pace.forget(*(("poll", name) for name in ended))
+    return bool(ended)
 
 
 def read_log(attempt: AttemptView, tools: Tools) -> LogChunk:
@@ -190,7 +210,7 @@ def fetch_delivery(s: Snapshot, attempt: AttemptView, tools: Tools) -> Delivery 
     except ObjectDamaged as error:
         return Delivery(refused=f"The manifest cannot be used: {error}.")
     try:
-        manifest = manifest_from_json(verified(data, attempt_key(tools.secret, attempt.run)))
+        manifest = manifest_from_json(verified(data, _key(attempt, tools)))
     except ContractError as error:
         return Delivery(refused=f"The manifest cannot be used: {error}.")
     kind = Kind.EVALUATE if s.round.is_evaluation else Kind.TRAIN

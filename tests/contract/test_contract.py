@@ -39,6 +39,8 @@ from trainer.contract import (
     plan_problems,
     run_name,
     signed,
+    site_key,
+    site_of,
     spec_from_json,
     verified,
 )
@@ -304,6 +306,23 @@ def test_deeply_nested_json_is_refused_without_a_crash():
 def test_the_metrics_token_is_not_the_signing_key():
     assert metrics_token(KEY) != KEY
     assert metrics_token(KEY) != metrics_token(attempt_key(b"other", NAME))
+
+
+def test_each_site_has_a_key_of_its_own_and_each_attempt_its_own_below_it():
+    keys = {attempt_key(site_key(b"secret", slug), NAME) for slug in ("mainz", "graz")}
+    assert len(keys | {KEY}) == 3
+    assert attempt_key(site_key(b"secret", "mainz"), NAME) in keys
+
+
+@given(st.from_regex(r"[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?", fullmatch=True), st.integers(0, 999), st.integers(1, 9))
+def test_the_site_is_read_from_the_name_of_a_run(slug, round, attempt):
+    assert site_of(run_name(experiment="abcd", round=round, site=slug, attempt=attempt)) == slug
+
+
+@pytest.mark.parametrize("name", ["", "mainz", "fp-abcd-r1-mainz", "fp-abcd-r1--a1", NAME + "\n", f"x{NAME}"])
+def test_what_is_no_run_name_belongs_to_no_site(name):
+    with pytest.raises(ContractError):
+        site_of(name)
 
 
 def test_every_exit_code_has_a_sentence():

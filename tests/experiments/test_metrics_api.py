@@ -13,7 +13,7 @@ from fedportal.experiments.metrics_api import MAX_BYTES, MAX_RECORDS
 from fedportal.experiments.models import Attempt, Experiment, Metric, SiteRun
 from fedportal.experiments.states import SiteRunState
 from tests.factories import ada, make_experiment
-from trainer.contract import attempt_key, metrics_token
+from trainer.contract import attempt_key, metrics_token, site_key, site_of
 
 pytestmark = pytest.mark.django_db
 
@@ -31,8 +31,12 @@ def attempt() -> Attempt:
     return Attempt.objects.create(site_run=run, number=1, run=run.run_name)
 
 
+def key_of(run: str) -> str:
+    return attempt_key(site_key(settings.FEDPORTAL_ATTEMPT_SECRET, site_of(run)), run)
+
+
 def token_of(run: str) -> str:
-    return metrics_token(attempt_key(settings.FEDPORTAL_ATTEMPT_SECRET, run))
+    return metrics_token(key_of(run))
 
 
 def post(run: str, body, *, token: str | None = None):
@@ -105,7 +109,7 @@ def test_the_token_of_another_attempt_is_refused(attempt):
 
 
 def test_the_key_itself_is_no_token(attempt):
-    key = attempt_key(settings.FEDPORTAL_ATTEMPT_SECRET, attempt.run)
+    key = key_of(attempt.run)
     assert post(attempt.run, records_of(LOSS, attempt=attempt), token=key).status_code == 401
 
 

@@ -33,6 +33,8 @@ from trainer.contract import (
     attempt_key,
     manifest_from_json,
     signed,
+    site_key,
+    site_of,
     spec_from_json,
     verified,
 )
@@ -40,6 +42,10 @@ from trainer.contract import (
 SECRET = b"a secret of the tests"
 START = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 NOTE = {"fedportal": '{"buffers":[],"round":0}'}
+
+
+def key_of(run: str) -> str:
+    return attempt_key(site_key(SECRET, site_of(run)), run)
 
 
 class Clock:
@@ -168,7 +174,7 @@ class FakeSite:
         self._reach()
         if ticket.run in self.states:
             return False
-        assert ticket.key == attempt_key(SECRET, ticket.run)
+        assert ticket.key == key_of(ticket.run)
         data = self.store.get_bytes(ticket.spec_url.removeprefix("memory:"))
         self.specs[ticket.run] = spec_from_json(verified(data, ticket.key))
         self.launched.append(ticket.run)
@@ -232,7 +238,7 @@ class FakeSite:
         )
         document = replace(manifest, **changes).to_json()
         address = spec.manifest.url.removeprefix("memory:")
-        self.store.objects[address] = signed(document, key or attempt_key(SECRET, run))
+        self.store.objects[address] = signed(document, key or key_of(run))
         self.states[run] = RunStatus(RunState.SUCCEEDED, 0)
         return manifest_from_json(document)
 
@@ -286,6 +292,12 @@ class DirectErrands:
         self.hanging: set[tuple[Any, ...]] = set()
         self._done: dict[Any, Errand] = {}
         self._away: set[Any] = set()
+
+    def of(self, owner: Any) -> DirectErrands:
+        return self
+
+    def drop(self, owner: Any) -> None:
+        pass
 
     def _hangs(self, key: Any) -> bool:
         return any(key[: len(prefix)] == prefix for prefix in self.hanging)

@@ -12,9 +12,9 @@ from fedportal.experiments.states import RoundState, SiteRunState
 from fedportal.orchestrator.outcomes import Advance, Fail, Wait
 from fedportal.orchestrator.steps.opening import dispatch, open_round, publish
 from tests.factories import make_plan
-from tests.orchestrator.fakes import SECRET, START, Federation
+from tests.orchestrator.fakes import START, Federation, key_of
 from tests.orchestrator.snapshots import KEY, RUN, attempt, model, moves, participant, site_run, snapshot, texts
-from trainer.contract import Optimizer, attempt_key, spec_from_json, verified
+from trainer.contract import Optimizer, spec_from_json, verified
 
 PENDING, PUBLISHING, DISPATCHING = RoundState.PENDING, RoundState.PUBLISHING, RoundState.DISPATCHING
 
@@ -133,7 +133,7 @@ def test_each_site_gets_a_signed_job_of_its_own(federation: Federation):
     assert [change.fields["upload"]["published"] for change in changes.attempts] == [True, True]
     run = f"fp-{KEY}-r1-b-a1"
     data = federation.store.objects[f"fedportal/{KEY}/r00001/b/a1/spec.json"]
-    spec = spec_from_json(verified(data, attempt_key(SECRET, run)))
+    spec = spec_from_json(verified(data, key_of(run)))
     assert (spec.run, spec.site, spec.dataset, spec.model.sha256) == (run, "b", "Task01_BrainTumour", s.model.sha256)
     assert spec.metrics_url == f"http://portal.test/api/runs/{run}/metrics"
     assert spec.optimizer_out is None
@@ -161,7 +161,7 @@ def test_averaged_optimizer_state_goes_out_with_the_job(federation: Federation):
     s = snapshot(PUBLISHING, site_runs=(unpublished("a"),), incoming=replace(model(federation), **state), plan=plan)
     publish(s, federation.tools)
     data = federation.store.objects[f"fedportal/{KEY}/r00001/a/a1/spec.json"]
-    spec = spec_from_json(verified(data, attempt_key(SECRET, f"fp-{KEY}-r1-a-a1")))
+    spec = spec_from_json(verified(data, key_of(f"fp-{KEY}-r1-a-a1")))
     assert spec.optimizer_in.size == 9
     assert spec.optimizer_out.url.endswith("optimizer.safetensors")
 

@@ -57,6 +57,23 @@ def test_the_exit_code_says_how_it_went(bench: Bench, tmp_path: Path, dataset: s
 
 
 @pytest.mark.store
+def test_a_site_derives_the_key_of_a_job_that_comes_without_one(bench: Bench, tmp_path: Path) -> None:
+    ticket = bench.ticket()
+    keyless = LaunchTicket(ticket.run, ticket.spec_url)
+    process = start(keyless, tmp_path, FEDPORTAL_SITE_KEY=(b"s" * 32).hex())
+    assert finished(process)[0] == Exit.OK
+    assert bench.manifest(ticket).exit_code == Exit.OK
+
+
+@pytest.mark.store
+def test_a_job_without_a_key_is_not_run_by_a_site_that_has_none(bench: Bench, tmp_path: Path) -> None:
+    ticket = bench.ticket()
+    code, output = finished(start(LaunchTicket(ticket.run, ticket.spec_url), tmp_path))
+    assert code == Exit.BAD_JOB
+    assert "FEDPORTAL_SITE_KEY" in output
+
+
+@pytest.mark.store
 def test_large_files_of_a_run_are_gone_when_it_is_over(bench: Bench, tmp_path: Path) -> None:
     ticket = bench.ticket()
     finished(start(ticket, tmp_path))

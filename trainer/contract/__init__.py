@@ -30,6 +30,7 @@ from trainer.contract.names import (
     round_prefix,
     run_name,
     server_state_key,
+    site_of,
 )
 from trainer.contract.plan import (
     AUGMENTATIONS,
@@ -58,6 +59,7 @@ from trainer.contract.signing import (
     metrics_token,
     sha256_of,
     signed,
+    site_key,
     verified,
 )
 
@@ -113,6 +115,8 @@ __all__ = [
     "server_state_key",
     "sha256_of",
     "signed",
+    "site_key",
+    "site_of",
     "spec_from_json",
     "verified",
 ]

@@ -105,13 +105,14 @@ def spec_from_json(document: Mapping[str, Any]) -> JobSpec:
 class LaunchTicket:
     """What travels on the control path: where the spec lies, and the key that it is signed with (hex).
 
+    A site that keeps its own key is sent no ``key``: it derives it (:func:`attempt_key`).
     The same key authenticates the attempt's metric records (``Authorization: Bearer <token>``, see
     :func:`metrics_token`) and signs its manifest.
     """
 
     run: str
     spec_url: str
-    key: str
+    key: str = ""
 
     def to_json(self) -> dict[str, str]:
         return asdict(self)

@@ -11,6 +11,7 @@ MAX_RUN_NAME = 40
 
 _EXPERIMENT = re.compile(r"[a-z0-9]{4,10}\Z")
 _SITE = re.compile(r"[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?\Z")
+_RUN = re.compile(r"fp-[a-z0-9]{4,10}-r[0-9]{1,5}-(?P<site>[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?)-a[1-9][0-9]?\Z")
 
 
 def run_name(*, experiment: str, round: int, site: str, attempt: int) -> str:
@@ -25,6 +26,14 @@ def run_name(*, experiment: str, round: int, site: str, attempt: int) -> str:
     if len(name) > MAX_RUN_NAME:
         raise ContractError(f"run name {name!r} is longer than {MAX_RUN_NAME} characters")
     return name
+
+
+def site_of(run: str) -> str:
+    """Return the slug of the site that a run name belongs to. Raises :class:`ContractError` for no run name."""
+    match = _RUN.match(run)
+    if match is None or len(run) > MAX_RUN_NAME:
+        raise ContractError(f"{run[:80]!r} is not the name of a run")
+    return match["site"]
 
 
 def round_prefix(experiment: str, round: int) -> str:

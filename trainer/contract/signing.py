@@ -19,9 +19,15 @@ def canonical_json(document: Any) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
-def attempt_key(secret: bytes, run: str) -> str:
-    """Derive the key of an attempt (hex) from the portal's secret: nothing to store, nothing to lose."""
-    return hmac.new(secret, f"attempt:{run}".encode(), hashlib.sha256).hexdigest()
+def site_key(secret: bytes, slug: str) -> bytes:
+    """Derive the key of a site from the portal's secret. The site keeps it (``FEDPORTAL_SITE_KEY``, as hex), so no
+    secret travels where a scheduler stores and shows what it is given."""
+    return hmac.new(secret, f"site:{slug}".encode(), hashlib.sha256).digest()
+
+
+def attempt_key(site: bytes, run: str) -> str:
+    """Derive the key of an attempt (hex) from the key of its site: nothing to store, nothing to lose."""
+    return hmac.new(site, f"attempt:{run}".encode(), hashlib.sha256).hexdigest()
 
 
 def metrics_token(key: str) -> str:
