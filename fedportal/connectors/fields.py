@@ -20,8 +20,13 @@ class Field:
     """One value that a person gives.
 
     ``kind``: ``secret`` values are stored encrypted and never shown, all others lie in the site's ``config``; ``file``
-    is a text that may be uploaded or pasted (``config`` keeps the text); ``json`` is a pasted JSON value; ``number`` is
-    an integer from ``least`` to ``most``. ``choices`` are pairs of value and label. ``advanced`` fields are folded away.
+    is certificates in PEM that are uploaded or pasted (``config`` keeps the text); ``number`` is an integer from
+    ``least`` to ``most``; ``url`` has passed the host policy. ``json`` is a pasted JSON object with ``parts``: it is
+    taken apart, and each part is checked and stored under its own name as if it had been typed into a field.
+    ``choices`` are pairs of value and label. ``advanced`` fields are folded away.
+
+    ``issued`` secrets are made by the portal (32 random bytes, URL-safe text) when the site is registered and on
+    request anew; nobody types them. See :meth:`Configured.handout`.
     """
 
     name: str
@@ -36,6 +41,8 @@ class Field:
     least: int | None = None
     most: int | None = None
     unit: str = ""
+    parts: tuple[Field, ...] = ()
+    issued: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,10 @@ class Configured:
     SUMMARY: ClassVar[str]
     """When to choose this connector, in a sentence or two."""
     FIELDS: ClassVar[tuple[Field, ...]]
+    NEEDS_SITE_KEY: ClassVar[bool] = True
+    """Whether the site keeps its key (``FEDPORTAL_SITE_KEY``); operators then find it on the site's page."""
+    HANDOUT: ClassVar[str] = ""
+    """What people at the site do with the handout, in a sentence or two; empty where there is none."""
 
     @classmethod
     def clean_config(cls, config: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, Any]:
@@ -76,6 +87,11 @@ class Configured:
         ``secrets`` are all that will be stored.
         """
         return dict(config)
+
+    @classmethod
+    def handout(cls, config: Mapping[str, Any], secrets: Mapping[str, str], *, site: SiteContext) -> dict[str, Any]:
+        """Return the JSON object that people paste at the site. It holds secrets: operators see it, on request."""
+        return {}
 
     @classmethod
     @abstractmethod

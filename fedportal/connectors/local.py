@@ -68,6 +68,7 @@ class LocalConnector(Configured):
             unit="threads",
         ),
     )
+    NEEDS_SITE_KEY = False  # its runs get their keys over a private socket
 
     def __init__(
         self,
