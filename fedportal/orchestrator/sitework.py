@@ -164,7 +164,8 @@ def launch(s: Snapshot, attempt: AttemptView, before: Sequence[AttemptView], too
     for old in before:
         connector.cancel(old.run)
     spec_url = tools.store.presign_get(f"{s.prefix(attempt)}/{SPEC_NAME}", tools.url_lifetime)
-    return connector.launch(LaunchTicket(attempt.run, spec_url, _key(attempt, tools)))
+    dataset = next(p.dataset for p in s.participants if p.site.id == attempt.site.id)
+    return connector.launch(LaunchTicket(attempt.run, spec_url, _key(attempt, tools), dataset))
 
 
 # --- while it runs --------------------------------------------------------------------------------

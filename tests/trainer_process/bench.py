@@ -78,7 +78,7 @@ class Bench:
         key = attempt_key(b"s" * 32, spec.run)
         where = f"fedportal/abcd/r00001/mainz/a{spec.attempt}/spec.json"
         self.store.put_bytes(where, signed(spec.to_json(), key) if data is None else data)
-        return LaunchTicket(spec.run, self.store.presign_get(where, HOUR), key)
+        return LaunchTicket(spec.run, self.store.presign_get(where, HOUR), key, spec.dataset)
 
     def read(self, ticket: LaunchTicket, name: str) -> bytes:
         return self.store.get_bytes(f"fedportal/abcd/r00001/mainz/a{ticket.run[-1]}/{name}")
