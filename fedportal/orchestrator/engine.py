@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import TypeGuard
 
 from django.db import DatabaseError, close_old_connections, connection, transaction
 from django.db.models import F
@@ -24,8 +25,8 @@ from fedportal.experiments import journal, lifecycle
 from fedportal.experiments.lifecycle import StaleClaim
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.states import ExperimentState, RoundState
-from fedportal.orchestrator import snapshot
-from fedportal.orchestrator.outcomes import Advance, Fail, Outcome, Wait
+from fedportal.orchestrator import sitework, snapshot
+from fedportal.orchestrator.outcomes import Changes, Fail, Outcome, Wait
 from fedportal.orchestrator.settle import settle
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import Snapshot
@@ -39,6 +40,10 @@ LEASE = timedelta(seconds=15)
 RENEW_EVERY = 5.0
 STORE_PAUSE = timedelta(seconds=2)
 MOST_STUMBLES = 5
+NEWS_EVERY = 0.015
+"""While lingering: pause between two looks for signs at sites that can be asked for nothing."""
+WAKES_EVERY = 0.025
+"""While lingering: pause between two looks for wake-ups; one query on a key, 0.2 ms."""
 
 
 @dataclass
@@ -47,7 +52,12 @@ class Claim:
 
     experiment: Experiment
     token: str
+    tools: Tools
     lost: threading.Event = field(default_factory=threading.Event)
+    snapshot: Snapshot | None = None
+    signs: set[str] = field(default_factory=set)
+    due_at: datetime | None = None
+    """Of a look that found nothing: when to look again. Written when the claim is given back."""
     mark: float = field(default_factory=time.monotonic)
     """When the time of the step at hand began."""
 
@@ -74,8 +84,11 @@ class Engine:
         """Do the next step of an experiment if it is due and free; say whether there was one."""
         return self.drive(experiment_id, steps=1) > 0
 
-    def drive(self, experiment_id: int, *, steps: int = 1000) -> int:
-        """Do steps without a pause until there is nothing to do at once; return how many were settled."""
+    def drive(self, experiment_id: int, *, steps: int = 1000, lingers: Callable[[], bool] = lambda: False) -> int:
+        """Do steps until there is nothing to do at once; return how many were done.
+
+        While ``lingers()`` holds, stay with an experiment that waits, so that news of its sites are heard at once.
+        """
         claim = self._claim(experiment_id)
         if claim is None:
             return 0
@@ -84,7 +97,13 @@ class Engine:
             while done < steps and not self._closing.is_set():
                 outcome = self._step(claim)
                 done += 1
-                if not isinstance(outcome, Advance) or not self._goes_on(claim):
+                if isinstance(outcome, Fail):
+                    break
+                if isinstance(outcome, Wait) and not self._linger(claim, outcome, lingers):
+                    break
+                if isinstance(outcome, Wait):
+                    claim.lap()  # time that only passed is nobody's
+                if not self._goes_on(claim):
                     break
         except StaleClaim as stale:
             # Somebody paused it, cancelled it or took it over. What this step did is found done the next time.
@@ -103,21 +122,35 @@ class Engine:
         experiment = claim.experiment
         wakes = experiment.wakes
         try:
-            s = snapshot.take(experiment, self.clock())
-            outcome = self._decide(s)
-            take_logs(s, self.tools, outcome.changes)
+            s = claim.snapshot = snapshot.take(experiment, self.clock())
+            outcome = self._decide(s, claim.tools)
+            take_logs(s, claim.tools, outcome.changes)
             if claim.lost.is_set():
                 raise StaleClaim(f"{experiment.key} was taken over")
-            settle(experiment, s, outcome, now=self.clock(), wakes_seen=wakes, seconds=claim.lap())
+            claim.due_at = None
+            if self._found_nothing(experiment, outcome):
+                claim.due_at = outcome.until
+            else:
+                settle(experiment, s, outcome, now=self.clock(), wakes_seen=wakes, seconds=claim.lap())
         except (StaleClaim, DatabaseError):
             raise
         except Exception as error:  # the one place: whatever a step meets must not stop the engine
             outcome = self._stumbled(claim, error)
         return outcome
 
-    def _decide(self, s: Snapshot) -> Outcome:
+    def _found_nothing(self, experiment: Experiment, outcome: Outcome) -> TypeGuard[Wait]:
+        """Say whether a look changed nothing, so that nothing needs to be written."""
+        return (
+            isinstance(outcome, Wait)
+            and outcome.changes == Changes()
+            and outcome.reason == experiment.reason
+            and experiment.wakes == experiment.wakes_seen
+            and not experiment.stumbles
+        )
+
+    def _decide(self, s: Snapshot, tools: Tools) -> Outcome:
         try:
-            return step_for(s)(s, self.tools)
+            return step_for(s)(s, tools)
         except StoreUnreachable as error:
             # An outage of hours is no reason to give up what was trained: wait without an end.
             logger.warning("%s: %s", s.key, error)
@@ -149,6 +182,24 @@ class Engine:
         if current is not None and current.status.may_become(RoundState.FAILED):
             lifecycle.move(current, RoundState.FAILED, because=reason, ended_at=self.clock())
 
+    # --- waiting ----------------------------------------------------------------------------------
+
+    def _linger(self, claim: Claim, outcome: Wait, lingers: Callable[[], bool]) -> bool:
+        """Wait with an experiment; return True when there is something to do, False to give it back."""
+        experiment = claim.experiment
+        looked = 0.0
+        while lingers() and not self._closing.is_set() and not claim.lost.is_set():
+            if self.clock() >= outcome.until or claim.tools.errands.wait_for_news(NEWS_EVERY):
+                return True
+            if claim.snapshot is not None and sitework.has_sign(claim.snapshot, claim.tools, claim.signs):
+                return True
+            if time.monotonic() - looked > WAKES_EVERY:
+                looked = time.monotonic()
+                row = Experiment.objects.filter(pk=experiment.pk).values_list("version", "wakes").first()
+                if row != (experiment.version, experiment.wakes):
+                    return True
+        return False
+
     # --- claims -----------------------------------------------------------------------------------
 
     def _claim(self, experiment_id: int) -> Claim | None:
@@ -162,9 +213,11 @@ class Engine:
         )
         if not taken:
             return None
-        claim = Claim(Experiment.objects.get(pk=experiment_id), token, mark=mark)
-        if claim.experiment.claimed_by != token:
+        experiment = Experiment.objects.get(pk=experiment_id)
+        if experiment.claimed_by != token:
             return None
+        tools = replace(self.tools, errands=self.tools.errands.of(experiment.key))
+        claim = Claim(experiment, token, tools, mark=mark)
         with self._lock:
             self._claims[token] = claim
             if self._keeper is None:
@@ -183,30 +236,32 @@ class Engine:
     def _release(self, claim: Claim) -> None:
         with self._lock:
             self._claims.pop(claim.token, None)
-        Experiment.objects.filter(pk=claim.experiment.pk, claimed_by=claim.token).update(
-            claimed_by="", lease_until=None
-        )
+        if not claim.experiment.is_active:
+            self.tools.errands.drop(claim.experiment.key)
+        fields = {"claimed_by": "", "lease_until": None} | ({"due_at": claim.due_at} if claim.due_at else {})
+        Experiment.objects.filter(pk=claim.experiment.pk, claimed_by=claim.token).update(**fields)
 
     def _keep_alive(self) -> None:
-        """Renew the leases of long steps. A renewal that finds no row tells the step that it was overtaken."""
         while True:
             time.sleep(RENEW_EVERY)
             with self._lock:
-                claims = list(self._claims.values())
-                if not claims:
+                if not self._claims:
                     self._keeper = None
                     return
             with _own_connection():
-                for claim in claims:
-                    try:
-                        held = Experiment.objects.filter(pk=claim.experiment.pk, claimed_by=claim.token).update(
-                            lease_until=self.clock() + LEASE
-                        )
-                    except DatabaseError:
-                        logger.exception("a lease could not be renewed")
-                        continue
-                    if not held and claim.token in self._claims:
-                        claim.lost.set()
+                try:
+                    self.renew_leases()
+                except DatabaseError:
+                    logger.exception("leases could not be renewed")
+
+    def renew_leases(self) -> None:
+        """Renew the leases of what is at hand. A step whose claim is gone is told that it was overtaken."""
+        with self._lock:
+            claims = list(self._claims.values())
+        for claim in claims:
+            mine = Experiment.objects.filter(pk=claim.experiment.pk, claimed_by=claim.token)
+            if not mine.update(lease_until=self.clock() + LEASE) and claim.token in self._claims:
+                claim.lost.set()
 
     def free_own_leases(self) -> int:
         """Free what a dead predecessor of the same name has claimed. Only the only bearer of the name may call it."""

@@ -28,15 +28,31 @@ class Errand:
     error: Exception | None = None
     done: threading.Event = field(default_factory=threading.Event)
     begun: float = field(default_factory=time.monotonic)
+    is_announced: bool = False
 
 
 class Errands:
-    """Errands by key: at most one of a key is under way, and its result waits until it is taken."""
+    """Errands by key: at most one of a key is under way, and its result waits until it is taken.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    :meth:`of` gives each experiment errands of its own; large ones count together.
+    """
+
+    def __init__(self, large: threading.BoundedSemaphore | None = None) -> None:
+        self._news = threading.Condition()
+        self._lock = self._news
         self._errands: dict[Hashable, Errand] = {}
-        self._large = threading.BoundedSemaphore(LARGE_AT_ONCE)
+        self._large = large or threading.BoundedSemaphore(LARGE_AT_ONCE)
+        self._owners: dict[Hashable, Errands] = {}
+
+    def of(self, owner: Hashable) -> Errands:
+        """Return the errands of one experiment: always the same object."""
+        with self._lock:
+            return self._owners.setdefault(owner, Errands(self._large))
+
+    def drop(self, owner: Hashable) -> None:
+        """Forget the errands of an experiment that is over."""
+        with self._lock:
+            self._owners.pop(owner, None)
 
     def start(self, key: Hashable, call: Callable[[], Any], *, is_large: bool = False) -> bool:
         """Start ``call`` in a thread of its own, unless one of that key is under way or not yet taken."""
@@ -60,6 +76,8 @@ class Errands:
             errand.error = error
         finally:
             errand.done.set()
+            with self._news:
+                self._news.notify_all()
 
     def is_under_way(self, key: Hashable) -> bool:
         with self._lock:
@@ -79,6 +97,20 @@ class Errands:
         for errand in errands:
             if not errand.done.wait(max(0.0, end - time.monotonic())):
                 return
+
+    def wait_for_news(self, patience: float) -> bool:
+        """Return True as soon as an errand has finished that was not announced yet, False after ``patience`` seconds.
+
+        Each is announced once: one that nobody wants any more must not keep anybody awake.
+        """
+        with self._news:
+            found = self._news.wait_for(self._unannounced, patience)
+            for errand in found:
+                errand.is_announced = True
+            return bool(found)
+
+    def _unannounced(self) -> list[Errand]:
+        return [errand for errand in self._errands.values() if errand.done.is_set() and not errand.is_announced]
 
     def take(self, key: Hashable) -> Errand | None:
         """Return a finished errand and forget it; ``None`` when there is none or it is not finished."""

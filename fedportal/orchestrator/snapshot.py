@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from django.db.models import Q
+from django.db.models import OuterRef, Q, Subquery
+from django.utils import timezone
 
 from fedportal.experiments.models import (
     Artefact,
@@ -21,10 +22,12 @@ from fedportal.experiments.models import (
     SiteRun,
 )
 from fedportal.experiments.states import AT_SITE, SITE_RUN_OVER, ExperimentState, RoundState, SiteRunState
-from fedportal.sites.models import Health, Site
+from fedportal.sites.models import Site, SiteCheck
 from trainer.contract import Phase, TrainingPlan, attempt_prefix, run_name
 
 _T = TypeVar("_T")
+FRESH = timedelta(days=1)
+"""A check that is older says nothing any more."""
 
 
 def _there(value: _T | None, what: str) -> _T:
@@ -272,7 +275,7 @@ def take(experiment: Experiment, now: datetime) -> Snapshot:
         site_runs=site_runs,
         strays=strays,
         incoming=_model(experiment, newest),
-        measurements=_measurements(newest) if state is RoundState.COLLECTING else (),
+        measurements=_measurements(newest) if state in (RoundState.COLLECTING, RoundState.AGGREGATING) else (),
         stopping_since=_stopping_since(experiment),
         reason=experiment.reason,
         question=experiment.question,
@@ -287,25 +290,34 @@ def site_view(site: Site) -> SiteView:
 
 
 def _participants(experiment: Experiment, *, with_health: bool) -> dict[int, Participant]:
+    rows = list(
+        Participation.objects.filter(experiment=experiment).select_related("site", "dataset").order_by("site__slug")
+    )
+    checks = _newest_checks([row.site_id for row in rows]) if with_health else {}
     found: dict[int, Participant] = {}
-    rows = Participation.objects.filter(experiment=experiment).select_related("site", "dataset").order_by("site__slug")
     for row in rows:
-        problem, is_checked = _problem(row) if with_health else ("", True)
+        problem, is_checked = _problem(row, checks.get(row.site_id)) if with_health else ("", True)
         found[row.pk] = Participant(row.pk, site_view(row.site), row.dataset.name, problem, is_checked)
     return found
 
 
-def _problem(row: Participation) -> tuple[str, bool]:
+def _newest_checks(sites: Sequence[int]) -> dict[int, SiteCheck]:
+    newest = SiteCheck.objects.filter(site=OuterRef("site")).order_by("-at", "-pk").values("pk")[:1]
+    return {check.site_id: check for check in SiteCheck.objects.filter(site__in=sites, pk=Subquery(newest))}
+
+
+def _problem(row: Participation, check: SiteCheck | None) -> tuple[str, bool]:
     """Return why a site cannot take part now (empty: it can) and whether a recent check says so."""
     if row.site.is_retired:
         return "It has been retired.", True
     if not row.dataset.is_available:
         return f"Its dataset {row.dataset.name} is gone.", True
-    check = row.site.last_check
-    if check is not None and not check.ok:
+    if check is None:
+        return "", False
+    if not check.ok:
         first = check.first_problem or {}
         return str(first.get("message") or "Its last check found a problem."), True
-    return "", row.site.health is Health.HEALTHY
+    return "", timezone.now() - check.at <= FRESH
 
 
 def _round(row: Round | None) -> RoundView | None:

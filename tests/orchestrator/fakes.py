@@ -325,6 +325,9 @@ class DirectErrands:
     def wait(self, keys: Any, patience: float) -> None:
         pass
 
+    def wait_for_news(self, patience: float) -> bool:
+        return False
+
     def take(self, key: Any) -> Errand | None:
         return self._done.pop(key, None)
 

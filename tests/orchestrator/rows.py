@@ -36,8 +36,15 @@ def make_running(federation: Federation, *, rounds: int = 2, **fields: Any) -> E
     return fresh(experiment)
 
 
+class Unkept(Engine):
+    """An engine whose leases are renewed by the test, not by a thread beside it."""
+
+    def _keep_alive(self) -> None:
+        pass
+
+
 def make_engine(federation: Federation, worker: str = "worker") -> Engine:
-    return Engine(federation.tools, worker=worker, clock=federation.clock)
+    return Unkept(federation.tools, worker=worker, clock=federation.clock)
 
 
 def fresh(experiment: Experiment) -> Experiment:

@@ -108,29 +108,6 @@ def test_the_mean_does_not_depend_on_the_order_of_arrival():
     assert means(values)[0].value == means(values[::-1])[0].value
 
 
-def test_a_round_scores_the_model_before_it_by_region_and_site(federation: Federation):
-    runs = (site_run("a", S.ADMITTED), site_run("b", S.ADMITTED), site_run("c", S.REJECTED))
-    values = (
-        measured("a", 0.8),
-        measured("b", 0.6),
-        measured("a", 0.9, region="WT"),
-        measured("b", None, region="WT"),
-        measured("a", 4.5, region="WT", name="hd95"),
-        measured("c", 1.0),
-    )
-    s = snapshot(COLLECTING, site_runs=runs, measurements=values, number=2)
-    score = collect(s, federation.tools).changes.score
-    assert (score.round_number, score.dice) == (1, pytest.approx(0.7))
-    assert score.scores == {
-        "all": {"dice": {"WT": 0.9, "mean": pytest.approx(0.7)}, "hd95": {"WT": 4.5}},
-        "sites": {
-            "a": {"dice": {"mean": 0.8, "WT": 0.9}, "hd95": {"WT": 4.5}},
-            "b": {"dice": {"mean": 0.6, "WT": None}},
-        },
-    }
-    assert len(score.numbers) == 3
-
-
 # --- aggregate ------------------------------------------------------------------------------------
 
 
@@ -236,3 +213,25 @@ def test_the_site_runs_keep_their_rows(federation: Federation):
     changes = aggregate(delivered(federation, {"a": 2.0, "b": 4.0}), federation.tools).changes
     assert {change.site_run for change in changes.site_runs} == {RUN["a"], RUN["b"]}
     assert not any(change.through for change in changes.site_runs)
+
+
+def test_a_round_scores_the_model_before_it_by_region_and_site(federation: Federation):
+    values = (
+        measured("a", 0.8),
+        measured("b", 0.6),
+        measured("a", 0.9, region="WT"),
+        measured("b", None, region="WT"),
+        measured("a", 4.5, region="WT", name="hd95"),
+        measured("c", 1.0),
+    )
+    s = delivered(federation, {"a": 2.0, "b": 4.0}, measurements=values)
+    score = aggregate(s, federation.tools).changes.score
+    assert (score.round_number, score.dice) == (0, pytest.approx(0.7))
+    assert score.scores == {
+        "all": {"dice": {"WT": 0.9, "mean": pytest.approx(0.7)}, "hd95": {"WT": 4.5}},
+        "sites": {
+            "a": {"dice": {"mean": 0.8, "WT": 0.9}, "hd95": {"WT": 4.5}},
+            "b": {"dice": {"mean": 0.6, "WT": None}},
+        },
+    }
+    assert len(score.numbers) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -331,6 +332,96 @@ def test_a_frozen_worker_that_thaws_can_write_nothing(auto: Federation, monkeypa
     frozen.drive(experiment.pk)
     assert fresh(experiment).status is E.RUNNING
     assert fresh(experiment).rounds.get().status is RoundState.PUBLISHING
+
+
+def test_a_long_step_keeps_its_lease(auto: Federation, monkeypatch: pytest.MonkeyPatch):
+    experiment = make_running(auto)
+    engine, other = make_engine(auto), make_engine(auto, "other")
+
+    def step(s, _tools):
+        for _ in range(5):
+            auto.clock.tick(LEASE.total_seconds() - 1)
+            engine.renew_leases()
+        assert not other.advance(s.id)
+        return Wait(s.now + timedelta(hours=9))
+
+    steps_are(monkeypatch, step)
+    assert engine.advance(experiment.pk)
+
+
+def test_a_step_learns_from_the_renewal_that_it_was_overtaken(auto: Federation, monkeypatch: pytest.MonkeyPatch):
+    experiment = make_running(auto)
+    engine = make_engine(auto)
+
+    def step(s, _tools):
+        Experiment.objects.update(claimed_by="somebody else")
+        engine.renew_leases()
+        return Advance(Changes(round_through=(RoundState.PUBLISHING,)))
+
+    steps_are(monkeypatch, step)
+    engine.drive(experiment.pk)
+    assert fresh(experiment).claimed_by == "somebody else"
+    assert fresh(experiment).rounds.get().status is RoundState.PENDING
+
+
+def test_a_look_that_found_nothing_writes_nothing_but_when_to_look_again(auto: Federation):
+    experiment = make_running(auto)
+    for site in auto.sites.values():
+        site.auto = False
+    engine = make_engine(auto)
+    engine.drive(experiment.pk)
+    auto.clock.tick(5)
+    engine.drive(experiment.pk)
+    auto.clock.tick(0.3)
+    experiment.wake()
+    engine.drive(experiment.pk)
+    auto.clock.tick(0.01)
+    before = fresh(experiment)
+    Experiment.objects.update(due_at=auto.clock())
+    assert engine.advance(experiment.pk)
+    after = fresh(experiment)
+    assert after.version == before.version + 1, "the claim, and no settled step"
+    assert after.due_at > auto.clock()
+
+
+def test_lingering_stays_with_an_experiment_until_the_sites_have_news(auto: Federation):
+    experiment = make_running(auto)
+    for site in auto.sites.values():
+        site.auto = False
+    engine = make_engine(auto)
+    waits = []
+
+    def lingers() -> bool:
+        waits.append(1)
+        if len(waits) == 3:
+            for site in auto.sites.values():
+                site.deliver()
+                site.auto = True
+        return time.monotonic() < end
+
+    end = time.monotonic() + 20
+    engine.drive(experiment.pk, lingers=lingers)
+    assert fresh(experiment).status is E.COMPLETED
+    assert time.monotonic() < end
+
+
+def test_lingering_notices_a_pause_and_gives_the_experiment_back(auto: Federation):
+    experiment = make_running(auto)
+    auto["a"].auto = False
+    engine = make_engine(auto)
+    waits = []
+
+    def lingers() -> bool:
+        waits.append(1)
+        if len(waits) == 3:
+            services.pause(experiment=fresh(experiment), by=experiment.owner)
+        return time.monotonic() < end
+
+    end = time.monotonic() + 20
+    engine.drive(experiment.pk, lingers=lingers)
+    paused = fresh(experiment)
+    assert (paused.status, paused.claimed_by) == (E.PAUSED, "")
+    assert time.monotonic() < end
 
 
 def test_a_restarted_worker_frees_the_claims_of_its_dead_self_only(auto: Federation):

@@ -73,6 +73,26 @@ def test_only_a_few_large_errands_run_at_once():
     assert most[0] == LARGE_AT_ONCE
 
 
+def test_each_finished_errand_is_news_once():
+    errands = Errands()
+    assert not errands.wait_for_news(0)
+    errands.start("a", lambda: 1)
+    assert errands.wait_for_news(5)
+    assert not errands.wait_for_news(0), "nobody took it, and still it wakes nobody again"
+    assert errands.take("a").value == 1
+
+
+def test_experiments_have_errands_of_their_own():
+    errands = Errands()
+    errands.of("one").start("a", lambda: 1)
+    errands.of("one").wait(["a"], 5)
+    assert errands.of("two").take("a") is None
+    assert errands.of("one").take("a").value == 1
+    kept = errands.of("one")
+    errands.drop("one")
+    assert errands.of("one") is not kept
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()

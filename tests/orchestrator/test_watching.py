@@ -57,12 +57,20 @@ def test_an_update_is_collected_while_others_still_train(federation: Federation)
     assert outcome.changes.measured[0].records[0].value == 0.5
 
 
-def test_the_round_is_collected_when_the_last_has_delivered(federation: Federation):
+def test_the_round_is_aggregated_when_all_have_delivered(federation: Federation):
     s = at_work(federation, "a", "b")
     for slug in "ab":
         federation[slug].deliver()
     outcome = watch(s, federation.tools)
     assert isinstance(outcome, Advance)
+    assert outcome.changes.round_through == (RoundState.COLLECTING, RoundState.AGGREGATING)
+
+
+def test_a_round_in_which_one_is_missing_is_weighed_first(federation: Federation):
+    s = at_work(federation, "a", "b")
+    federation["a"].deliver()
+    federation["b"].deliver(exit_code=int(Exit.NO_DATASET), message="No dataset.", update=b"")
+    outcome = watch(s, federation.tools)
     assert outcome.changes.round_through == (RoundState.COLLECTING,)
 
 

@@ -34,10 +34,10 @@ CANCEL_PATIENCE = 10.0
 
 
 def collect(s: Snapshot, tools: Tools) -> Outcome:
-    """COLLECTING: is the quorum there? What did the sites measure of the model they got?"""
+    """COLLECTING: is the quorum there? In the final evaluation: what did the sites measure?"""
     changes = Changes(part="collect")
-    _score(s, changes)
     if s.round.is_evaluation:
+        _score(s, changes)
         if not s.admitted:
             changes.say(
                 "not_measured", "No site could measure the final model; it is kept without a score.", level="warn"
@@ -60,7 +60,7 @@ def _why_not(s: Snapshot, missing: Iterable[SiteRunView]) -> str:
 
 
 def aggregate(s: Snapshot, tools: Tools) -> Outcome:
-    """AGGREGATING: merge the admitted updates into the next global model and publish it."""
+    """AGGREGATING: merge the admitted updates into the next global model and publish it; score the one before."""
     changes = Changes(part="aggregate")
     reference = sitework.model_file(s, s.model, tools)
     updates = [Contribution(run.site.slug, _update_file(s, run, tools), run.train_cases) for run in s.admitted]
@@ -99,6 +99,7 @@ def aggregate(s: Snapshot, tools: Tools) -> Outcome:
             "server_state_sha256": tools.store.put_file(state_key, state_out),
             "server_state_size": state_out.stat().st_size,
         }
+    _score(s, changes)
     changes.model = NewModel(number, key, merged.sha256, merged.size, **state)
     for run in s.admitted:
         changes.site_runs.append(SiteRunChange(run.id, fields={"weight": merged.weights[run.site.slug]}))

@@ -23,12 +23,14 @@ from fedportal.orchestrator.outcomes import (
 )
 from fedportal.orchestrator.sitework import Answer, Delivery, Tools
 from fedportal.orchestrator.snapshot import AttemptView, SiteRunView, Snapshot
-from fedportal.orchestrator.steps.starting import PATIENCE, launch_what_is_due, logs_pace, poll_pace, trouble
+from fedportal.orchestrator.steps.starting import launch_what_is_due, logs_pace, poll_pace, trouble
 from fedportal.orchestrator.words import duration, sentence, sites
 from trainer.contract import EXPLANATIONS, PERMANENT, Exit
 
 MAX_LOG = 256 * 1024
 """Bytes of an attempt's log that are kept in the journal."""
+LOOK_PATIENCE = 0.03
+"""Seconds in which an empty look comes back; a delivery takes longer, and the next look takes it."""
 LONGEST_WAIT = timedelta(seconds=30)
 SOON = timedelta(seconds=0.1)
 SILENT_AFTER = 3
@@ -54,7 +56,7 @@ class _Watch:
 
     def look(self) -> Outcome:
         at_sites = [run for run in self.s.site_runs if run.is_at_site and run.current is not None]
-        self.tools.errands.wait([*self._start_looking(at_sites), *self._start_asking(at_sites)], PATIENCE)
+        self.tools.errands.wait([*self._start_looking(at_sites), *self._start_asking(at_sites)], LOOK_PATIENCE)
         for run in at_sites:
             self._take_delivery(run)
         for run in at_sites:
@@ -242,7 +244,11 @@ class _Watch:
 
     def _outcome(self) -> Outcome:
         if all(self._is_over(run) for run in self.s.site_runs):
-            self.changes.round_through = (RoundState.COLLECTING,)
+            complete = all(state is SiteRunState.ADMITTED for state in self.after.values())
+            # With every update there is nothing to weigh; one transaction less is in every round's way.
+            straight = complete and not self.round.is_evaluation and len(self.after) >= self.s.min_sites
+            through = (RoundState.COLLECTING, RoundState.AGGREGATING) if straight else (RoundState.COLLECTING,)
+            self.changes.round_through = through
             return Advance(self.changes)
         if self.changes.new_attempts or any("upload" in change.fields for change in self.changes.attempts):
             return Advance(self.changes)
