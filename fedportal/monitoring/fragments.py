@@ -35,7 +35,7 @@ def round_row(view: Overview, row: RoundRow) -> Fragment:
     return {"id": f"round-{row.number}", "into": "rounds", "html": html}
 
 
-def event(row: Event, names: dict[str, str]) -> Fragment:
-    """``names``: slug → name of the sites."""
-    html = render_to_string("monitoring/_event.html", {"event": row, "names": names})
+def event(row: Event, *, planned: int) -> Fragment:
+    """``planned``: the experiment's number of rounds; what comes after them is the final evaluation."""
+    html = render_to_string("monitoring/_event.html", {"event": row, "planned": planned})
     return {"id": f"event-{row.pk}", "into": "feed", "html": html}

@@ -19,7 +19,7 @@ from django.db import DatabaseError
 from fedportal.accounts.models import User
 from fedportal.experiments.models import Event, Experiment
 from fedportal.monitoring import fragments
-from fedportal.monitoring.figures import Row, SiteStyle, as_json, collect
+from fedportal.monitoring.figures import Row, as_json, collect
 from fedportal.monitoring.fragments import Fragment
 from fedportal.monitoring.overview import Overview, overview, site_styles
 from fedportal.monitoring.rows import Cursor, follow_events, follow_metrics, missed
@@ -88,7 +88,7 @@ class Reader:
         message = None
         if events or metrics or state:
             cursor = Cursor(self._events.last, self._metrics.last)
-            message = compose(experiment, self.looks, cursor, events=events, metrics=metrics, state=state)
+            message = compose(experiment, cursor, events=events, metrics=metrics, state=state)
         return message, self._allowed(watchers, at_once=message is not None)
 
     def _changed(self, experiment: Experiment, *, renew: bool) -> dict[str, Any]:
@@ -121,7 +121,6 @@ def state_of(view: Overview, *, rounds: int) -> list[Fragment]:
 
 def compose(
     experiment: Experiment,
-    looks: list[SiteStyle],
     cursor: Cursor,
     *,
     events: Sequence[Event] = (),
@@ -134,8 +133,7 @@ def compose(
     ``fragments``: HTML to put into its place. ``summary``: the sentence for screen readers, where it may have changed.
     """
     state = state or {}
-    names = {look.slug: look.name for look in looks}
-    news = [fragments.event(event, names) for event in events]
+    news = [fragments.event(event, planned=experiment.rounds_planned) for event in events]
     message: dict[str, Any] = {
         **state,
         "cursor": str(cursor),
@@ -152,17 +150,16 @@ def catch_up(experiment_id: int, cursor: Cursor, *, shown_round: int) -> Iterato
     ``shown_round``: the newest round that the page shows. A page that is too far behind gets ``{"reload": true}``.
     """
     experiment = Experiment.objects.get(pk=experiment_id)
-    looks = site_styles(experiment)
     behind = max(ROUNDS_RENDERED, _newest_round(experiment) - shown_round + 2)
     if behind > ROUNDS_MISSED:
         yield as_json({"reload": True})
         return
-    view = overview(experiment, count=behind, looks=looks)
+    view = overview(experiment, count=behind)
     shown = max(2, view.rows[0].number - shown_round + 2) if view.rows else 0
     state = {"fragments": state_of(view, rounds=shown), "summary": view.summary}
-    yield compose(experiment, looks, cursor, state=state)
+    yield compose(experiment, cursor, state=state)
     for events, metrics, reached in missed(experiment_id, cursor):
-        yield compose(experiment, looks, reached, events=events, metrics=metrics)
+        yield compose(experiment, reached, events=events, metrics=metrics)
 
 
 def _newest_round(experiment: Experiment) -> int:

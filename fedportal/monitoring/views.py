@@ -54,8 +54,8 @@ def experiment(request: HttpRequest, key: str) -> HttpResponse:
     context = {
         "experiment": found,
         "view": view,
-        "names": {style.slug: style.name for style in view.styles},
         "events": events[:EVENTS_SHOWN],
+        "planned": found.rounds_planned,
         "has_older_events": len(events) > EVENTS_SHOWN,
         "has_older_rounds": bool(view.rows) and view.rows[-1].number > 1,
         "may_control": found.can_be_controlled_by(request.user),
@@ -98,8 +98,7 @@ def feed(request: HttpRequest, key: str) -> HttpResponse:
     events = Event.objects.filter(experiment=found, id__lt=_number(request, "before")).order_by("-id")
     if site_slug := request.GET.get("site", ""):
         events = events.filter(site=site_slug)
-    names = {style.slug: style.name for style in site_styles(found)}
-    return render(request, "monitoring/_feed.html", {"events": events[:EVENTS_SHOWN], "names": names})
+    return render(request, "monitoring/_feed.html", {"events": events[:EVENTS_SHOWN], "planned": found.rounds_planned})
 
 
 @require_safe
