@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from datetime import timedelta
 
 from django.db import close_old_connections, connection
 from django.utils import timezone
@@ -17,14 +16,12 @@ from fedportal.experiments.states import ExperimentState, RoundState
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import site_view
 from fedportal.sites import services
-from fedportal.sites.models import Site, SiteCheck
+from fedportal.sites.models import CHECK_WITHIN, Site, SiteCheck
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0
 AT_ONCE = 4
-WITHIN = timedelta(minutes=10)
-"""A check that is not booked after this time, because its orchestrator died, is made again."""
 
 
 def check_due(tools: Tools) -> list[threading.Thread]:
@@ -44,8 +41,10 @@ def check_due(tools: Tools) -> list[threading.Thread]:
 
 def _claim(site: Site) -> bool:
     """Take a check by compare-and-set: of several orchestrators one makes it."""
-    later = timezone.now() + WITHIN
-    taken = Site.objects.filter(pk=site.pk, check_due_at=site.check_due_at).update(check_due_at=later)
+    now = timezone.now()
+    later = now + CHECK_WITHIN
+    unclaimed = Site.objects.filter(pk=site.pk, check_due_at=site.check_due_at)
+    taken = unclaimed.update(check_due_at=later, checking_since=now)
     site.check_due_at = later
     return bool(taken)
 

@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 CHECKERS_ONLY = "Only operators and the site's stewards may ask for a check."
 
 
+CHECK_WITHIN = timedelta(minutes=10)
+"""A check that is not booked after this time, because its orchestrator died, is made again."""
+
+
 class ConnectorKind(models.TextChoices):
     LOCAL = "local", "On this machine"
+    AIRFLOW = "airflow", "Airflow"
+    KAAPANA = "kaapana", "Kaapana"
+    KAAPANA_PULL = "kaapana-pull", "Kaapana that asks for work"
 
 
 class Health(models.TextChoices):
@@ -90,6 +97,9 @@ class Site(models.Model):
     check_due_at = models.DateTimeField(
         null=True, blank=True, default=timezone.now, editable=False, help_text="When the orchestrator checks it next."
     )
+    checking_since = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="When the check began that is being made."
+    )
 
     objects = SiteQuerySet.as_manager()
 
@@ -116,6 +126,10 @@ class Site(models.Model):
     def check_is_pending(self) -> bool:
         """Whether a check is due that the orchestrator has not made yet."""
         return self.check_due_at is not None and self.check_due_at <= timezone.now()
+
+    @property
+    def is_being_checked(self) -> bool:
+        return self.checking_since is not None and timezone.now() - self.checking_since < CHECK_WITHIN
 
     @property
     def is_busy(self) -> bool:

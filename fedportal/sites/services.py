@@ -119,7 +119,8 @@ def record_check(site: Site, report: CheckReport) -> SiteCheck:
     if not asked_meanwhile:
         due = None if site.is_retired else now + (CHECK_EVERY if report.ok else CHECK_AGAIN)
     site.check_due_at = due
-    site.save(update_fields=["last_contact_at", "check_due_at"])
+    site.checking_since = None
+    site.save(update_fields=["last_contact_at", "check_due_at", "checking_since"])
     outdated = site.checks.values_list("pk", flat=True)[KEEP_CHECKS:]
     site.checks.filter(pk__in=list(outdated)).delete()
     return check

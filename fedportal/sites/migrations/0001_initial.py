@@ -24,7 +24,7 @@ class Migration(migrations.Migration):
                 ('slug', models.CharField(help_text='Short name in run names and object keys; it cannot change later.', max_length=15, unique=True, validators=[django.core.validators.RegexValidator('^[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?\\Z', 'Lower-case letters, digits and hyphens, a letter first; at most 15.')])),
                 ('name', models.CharField(help_text="The hospital's name as people say it.", max_length=120, unique=True)),
                 ('city', models.CharField(blank=True, max_length=120)),
-                ('connector', models.CharField(choices=[('local', 'On this machine')], default='local', help_text='How the portal reaches the site.', max_length=16)),
+                ('connector', models.CharField(choices=[('local', 'On this machine'), ('airflow', 'Airflow'), ('kaapana', 'Kaapana'), ('kaapana-pull', 'Kaapana that asks for work')], default='local', help_text='How the portal reaches the site.', max_length=16)),
                 ('config', models.JSONField(blank=True, default=dict, help_text='Settings of the connector; nothing secret belongs here.')),
                 ('secrets', fedportal.sites.fields.EncryptedJSONField(blank=True, default=dict, editable=False, help_text='Credentials, encrypted at rest.')),
                 ('contact', models.EmailField(blank=True, help_text='Whom to write to when the site has a problem.', max_length=254)),
@@ -32,6 +32,7 @@ class Migration(migrations.Migration):
                 ('retired_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('last_contact_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('check_due_at', models.DateTimeField(blank=True, default=django.utils.timezone.now, editable=False, help_text='When the orchestrator checks it next.', null=True)),
+                ('checking_since', models.DateTimeField(blank=True, editable=False, help_text='When the check began that is being made.', null=True)),
                 ('stewards', models.ManyToManyField(blank=True, help_text="Who answers for the site's data.", related_name='sites', to=settings.AUTH_USER_MODEL)),
             ],
             options={
