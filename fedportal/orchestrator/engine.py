@@ -25,7 +25,7 @@ from fedportal.experiments import journal, lifecycle
 from fedportal.experiments.lifecycle import StaleClaim
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.states import ExperimentState, RoundState
-from fedportal.orchestrator import sitework, snapshot
+from fedportal.orchestrator import reading, sitework
 from fedportal.orchestrator.outcomes import Changes, Fail, Outcome, Wait
 from fedportal.orchestrator.settle import settle
 from fedportal.orchestrator.sitework import Tools
@@ -122,7 +122,7 @@ class Engine:
         experiment = claim.experiment
         wakes = experiment.wakes
         try:
-            s = claim.snapshot = snapshot.take(experiment, self.clock())
+            s = claim.snapshot = reading.take(experiment, self.clock())
             outcome = self._decide(s, claim.tools)
             take_logs(s, claim.tools, outcome.changes)
             if claim.lost.is_set():

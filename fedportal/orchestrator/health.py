@@ -13,8 +13,8 @@ from fedportal.connectors.base import CheckReport, CheckStep
 from fedportal.connectors.errors import SiteError
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.states import ExperimentState, RoundState
+from fedportal.orchestrator.reading import site_view
 from fedportal.orchestrator.sitework import Tools
-from fedportal.orchestrator.snapshot import site_view
 from fedportal.sites import services
 from fedportal.sites.models import CHECK_WITHIN, Site, SiteCheck
 

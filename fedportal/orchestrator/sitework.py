@@ -38,6 +38,7 @@ from trainer.contract import (
     Stored,
     attempt_key,
     manifest_from_json,
+    round_prefix,
     signed,
     site_key,
     verified,
@@ -307,18 +308,18 @@ def fetch(key: str, path: Path, stored: Stored, tools: Tools) -> None:
 # --- afterwards -----------------------------------------------------------------------------------
 
 
-def tidy_round(s: Snapshot, round_number: int, tools: Tools) -> None:
-    """Remove what the attempts of a round left in store and spool; global models stay."""
+def tidy_before(s: Snapshot, tools: Tools) -> None:
+    """Remove what earlier rounds left: attempts' objects in the store, everything in the spool but the incoming model."""
+    before = s.round.number - 1
     for participant in s.participants:
-        tools.store.delete_prefix(f"{ROOT}/{s.key}/r{round_number:05d}/{participant.site.slug}")
-    folder = spool_of(s, round_number, tools)
-    if folder.is_dir():
-        for path in folder.iterdir():
-            # the newest global model is read again in the next round
-            if path.name != "global.safetensors" or round_number < (s.round.number if s.newest else 0) - 1:
+        tools.store.delete_prefix(f"{round_prefix(s.key, before)}/{participant.site.slug}")
+    keep = {global_in_spool(s, before, tools), state_in_spool(s, before, tools)}
+    for folder in (tools.spool / s.key).glob("r*"):
+        if folder.name <= spool_of(s, before, tools).name:
+            for path in set(folder.iterdir()) - keep:
                 path.unlink(missing_ok=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def tidy_experiment(s: Snapshot, tools: Tools) -> None:
@@ -329,10 +330,9 @@ def tidy_experiment(s: Snapshot, tools: Tools) -> None:
         parts = key.split("/")
         if len(parts) > 4 and parts[3] in slugs:
             prefixes.add("/".join(parts[:4]))
+    # An upload that was opened and never completed is no object yet: the last rounds are tidied in any case.
     last = s.round.number if s.newest else 0
-    # an upload that was opened and never completed is no object yet: the last rounds are tidied in any case
-    for number in range(max(1, last - 1), last + 1):
-        prefixes |= {f"{ROOT}/{s.key}/r{number:05d}/{slug}" for slug in slugs}
+    prefixes |= {f"{round_prefix(s.key, n)}/{slug}" for n in range(max(1, last - 1), last + 1) for slug in slugs}
     for prefix in sorted(prefixes):
         tools.store.delete_prefix(prefix)
     folder = tools.spool / s.key

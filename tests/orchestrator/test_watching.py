@@ -418,3 +418,24 @@ def test_a_site_run_without_an_attempt_gets_its_first(federation: Federation):
     late: SiteRunView = site_run("b", S.PENDING, number=0)
     changes = watch(replace(s, site_runs=(*s.site_runs, late)), federation.tools).changes
     assert [(new.site_run, new.number) for new in changes.new_attempts] == [(RUN["b"], 1)]
+
+
+def test_earlier_rounds_are_cleared_up_once_while_the_sites_work(federation: Federation):
+    s = at_work(federation, "a", "b")
+    s = replace(s, newest=replace(s.round, number=2))
+    spool = federation.tools.spool / KEY
+    for name in ("r00000/global.safetensors", "r00001/global.safetensors", "r00001/a-a1-update.safetensors"):
+        (spool / name).parent.mkdir(parents=True, exist_ok=True)
+        (spool / name).write_bytes(b"x")
+    prefix = f"fedportal/{KEY}"
+    old, now = f"{prefix}/r00001/a/a1/update.safetensors", f"{prefix}/r00002/a/a1/spec.json"
+    model_key = f"{prefix}/r00001/global.safetensors"
+    for key in (old, now, model_key):
+        federation.store.objects[key] = b"x"
+    watch(s, federation.tools)
+    assert old not in federation.store.objects
+    assert {now, model_key} <= set(federation.store.objects)
+    assert [str(path.relative_to(spool)) for path in spool.rglob("*.safetensors")] == ["r00001/global.safetensors"]
+    federation.store.objects[old] = b"x"
+    watch(s, federation.tools)
+    assert old in federation.store.objects, "not again at every look"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -65,6 +66,7 @@ class _Watch:
         for failed in launch_what_is_due(self.s, pending, self.tools, self.changes):
             self.after[failed] = SiteRunState.FAILED
         cancel_strays(self.s, self.tools, self.changes)
+        self._tidy()
         self._mind_the_time()
         return self._outcome()
 
@@ -93,6 +95,13 @@ class _Watch:
             if attempt.log_offset < MAX_LOG and self.tools.pace.is_due(("logs", attempt.run)):
                 start_log(self.s, attempt, attempt.log_offset, self.tools)
         return keys
+
+    def _tidy(self) -> None:
+        """Clear up after the rounds before, once, while the sites work anyway. What a crash leaves goes at the end."""
+        key = ("tidy", f"{self.s.key}-{self.round.number}")
+        if self.round.number > 1 and self.tools.pace.is_due(key):
+            self.tools.pace.heard(key, first=math.inf, longest=math.inf)
+            self.tools.errands.start(key, lambda: sitework.tidy_before(self.s, self.tools))
 
     # --- deliveries -------------------------------------------------------------------------------
 

@@ -1,0 +1,250 @@
+"""Read a snapshot from the rows: six short queries, no transaction."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db.models import OuterRef, Q, Subquery
+from django.utils import timezone
+
+from fedportal.experiments.models import (
+    Artefact,
+    Attempt,
+    Experiment,
+    GlobalModel,
+    Metric,
+    Participation,
+    Round,
+    SiteRun,
+)
+from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
+from fedportal.orchestrator.snapshot import (
+    ArtefactView,
+    AttemptView,
+    ContributionView,
+    Measurement,
+    ModelView,
+    Participant,
+    RoundView,
+    SiteRunView,
+    SiteView,
+    Snapshot,
+)
+from fedportal.sites.models import Site, SiteCheck
+from trainer.contract import Phase
+
+FRESH = timedelta(days=1)
+"""A check that is older says nothing any more."""
+
+
+def take(experiment: Experiment, now: datetime) -> Snapshot:
+    """Read what the next step needs. Raises ``ContractError`` when the stored plan is none."""
+    newest = experiment.rounds.order_by("number").last()
+    state = RoundState(newest.state) if newest else None
+    opening = state in (None, RoundState.PENDING)
+    participants = _participants(experiment, with_health=opening)
+    attempts = _attempts(experiment, newest, participants)
+    site_runs = _site_runs(newest, participants, attempts)
+    waited_for = {run.attempt.id for run in site_runs if run.current is not None and not run.is_over}
+    if experiment.status is ExperimentState.CANCELLING:
+        waited_for = set()
+    # Published is enough: the row may not know of a launch whose orchestrator died right after it.
+    strays = tuple(a for a in attempts if a.ended_at is None and a.upload and a.id not in waited_for)
+    return Snapshot(
+        now=now,
+        id=experiment.pk,
+        key=experiment.key,
+        title=experiment.title,
+        state=experiment.status,
+        plan=experiment.training_plan,
+        rounds_planned=experiment.rounds_planned,
+        strategy=experiment.strategy,
+        strategy_options=experiment.strategy_options,
+        weighting=experiment.weighting,
+        min_sites=experiment.min_sites,
+        deadline=timedelta(minutes=experiment.deadline_minutes),
+        stragglers=experiment.stragglers,
+        grace=timedelta(minutes=experiment.grace_minutes),
+        max_attempts=experiment.max_attempts,
+        max_relative_norm=experiment.max_relative_norm,
+        participants=tuple(participants.values()),
+        newest=_round(newest),
+        site_runs=site_runs,
+        strays=strays,
+        incoming=_model(experiment, newest),
+        measurements=_measurements(newest) if state in (RoundState.COLLECTING, RoundState.AGGREGATING) else (),
+        stopping_since=_stopping_since(experiment),
+        reason=experiment.reason,
+        question=experiment.question,
+        **(_harvest(experiment) if state is RoundState.DONE else {}),
+    )
+
+
+def site_view(site: Site) -> SiteView:
+    return SiteView(
+        id=site.pk, slug=site.slug, name=site.name, connector=site.connector, config=site.config, secrets=site.secrets
+    )
+
+
+def _participants(experiment: Experiment, *, with_health: bool) -> dict[int, Participant]:
+    rows = list(
+        Participation.objects.filter(experiment=experiment).select_related("site", "dataset").order_by("site__slug")
+    )
+    checks = _newest_checks([row.site_id for row in rows]) if with_health else {}
+    found: dict[int, Participant] = {}
+    for row in rows:
+        problem, is_checked = _problem(row, checks.get(row.site_id)) if with_health else ("", True)
+        found[row.pk] = Participant(row.pk, site_view(row.site), row.dataset.name, problem, is_checked)
+    return found
+
+
+def _newest_checks(sites: Sequence[int]) -> dict[int, SiteCheck]:
+    newest = SiteCheck.objects.filter(site=OuterRef("site")).order_by("-at", "-pk").values("pk")[:1]
+    return {check.site_id: check for check in SiteCheck.objects.filter(site__in=sites, pk=Subquery(newest))}
+
+
+def _problem(row: Participation, check: SiteCheck | None) -> tuple[str, bool]:
+    """Return why a site cannot take part now (empty: it can) and whether a recent check says so."""
+    if row.site.is_retired:
+        return "It has been retired.", True
+    if not row.dataset.is_available:
+        return f"Its dataset {row.dataset.name} is gone.", True
+    if check is None:
+        return "", False
+    if not check.ok:
+        first = check.first_problem or {}
+        return str(first.get("message") or "Its last check found a problem."), True
+    return "", timezone.now() - check.at <= FRESH
+
+
+def _round(row: Round | None) -> RoundView | None:
+    if row is None:
+        return None
+    return RoundView(
+        id=row.pk,
+        number=row.number,
+        is_evaluation=row.kind == "evaluate",
+        state=row.status,
+        started_at=row.started_at,
+        dispatched_at=row.dispatched_at,
+        deadline_at=row.deadline_at,
+        quorum_at=row.quorum_at,
+        timings=row.timings,
+    )
+
+
+def _attempts(
+    experiment: Experiment, newest: Round | None, participants: Mapping[int, Participant]
+) -> list[AttemptView]:
+    """Return the attempts of the round at hand, and those of earlier rounds that may still run."""
+    rows = (
+        Attempt.objects.filter(site_run__round__experiment=experiment)
+        .filter(Q(ended_at=None) | Q(site_run__round=newest))
+        .order_by("pk")
+        .values_list(
+            "pk",
+            "number",
+            "run",
+            "site_run__round__number",
+            "site_run__participation_id",
+            "upload",
+            "state",
+            "launched_at",
+            "heard_at",
+            "ended_at",
+            "log_offset",
+        )
+    )
+    return [
+        AttemptView(pk, number, run, in_round, participants[participation].site, *values)
+        for pk, number, run, in_round, participation, *values in rows
+    ]
+
+
+def _site_runs(
+    newest: Round | None, participants: Mapping[int, Participant], attempts: Sequence[AttemptView]
+) -> tuple[SiteRunView, ...]:
+    if newest is None:
+        return ()
+    by_run = {(a.site.id, a.number): a for a in attempts if a.round_number == newest.number}
+    begun = newest.started_at
+    tries = Counter(a.site.id for a in by_run.values() if a.launched_at is None or a.launched_at >= begun)
+    rows = SiteRun.objects.filter(round=newest).order_by("participation__site__slug")
+    return tuple(
+        SiteRunView(
+            id=row.pk,
+            participant=participants[row.participation_id],
+            state=row.status,
+            number=row.attempt,
+            current=by_run.get((participants[row.participation_id].site.id, row.attempt)),
+            tries=tries[participants[row.participation_id].site.id],
+            reason=row.reason,
+            not_before=row.not_before,
+            train_cases=row.train_cases,
+            update_sha256=row.update_sha256,
+            update_size=row.update_size,
+            weight=row.weight,
+            seconds=row.seconds,
+        )
+        for row in rows
+    )
+
+
+def model_view(row: GlobalModel) -> ModelView:
+    return ModelView(
+        id=row.pk,
+        round_number=row.round_number,
+        key=row.key,
+        sha256=row.sha256,
+        size=row.size,
+        dice=row.dice,
+        scores=row.scores,
+        server_state_key=row.server_state_key,
+        server_state_sha256=row.server_state_sha256,
+        server_state_size=row.server_state_size,
+    )
+
+
+def _model(experiment: Experiment, newest: Round | None) -> ModelView | None:
+    if newest is None:
+        return None
+    row = experiment.models.filter(round_number=newest.number - 1).first()
+    return None if row is None else model_view(row)
+
+
+def _measurements(newest: Round | None) -> tuple[Measurement, ...]:
+    rows = (
+        Metric.objects.filter(site_run__round=newest, phase=Phase.INCOMING.value)
+        .select_related("site_run")
+        .order_by("site", "pk")
+    )
+    return tuple(
+        Measurement(row.site, row.name, row.region, row.value, row.cases)
+        for row in rows
+        if row.site_run is not None and row.site_run.attempt == row.attempt
+    )
+
+
+def _harvest(experiment: Experiment) -> dict[str, Any]:
+    """Read what the files of a completed experiment are made from."""
+    admitted = (
+        SiteRun.objects.filter(round__experiment=experiment, state=SiteRunState.ADMITTED)
+        .order_by("round__number", "participation__site__slug")
+        .values_list("round__number", "participation__site__slug", "train_cases", "weight", "update_sha256")
+    )
+    artefacts = Artefact.objects.filter(model__experiment=experiment).values_list("model_id", "kind")
+    return {
+        "models": tuple(model_view(row) for row in experiment.models.order_by("round_number")),
+        "contributions": tuple(ContributionView(*values) for values in admitted),
+        "artefacts": tuple(ArtefactView(*values) for values in artefacts),
+    }
+
+
+def _stopping_since(experiment: Experiment) -> datetime | None:
+    if experiment.status is not ExperimentState.CANCELLING:
+        return None
+    event = experiment.events.filter(kind="cancelling").order_by("-pk").first()
+    return None if event is None else event.at
