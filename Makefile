@@ -12,6 +12,7 @@ help:
 	@echo "make demo        portal, object store, three hospitals and the reference experiment, running live"
 	@echo "make clean-demo  remove all that the demo made"
 	@echo "make test        every test, those in a real browser too"
+	@echo "make screenshots  the README's pictures, from a running demo"
 	@echo "make check       the house checks: lint, format, imports, types, migrations, deployment"
 
 $(VENV)/.runtime: requirements.txt requirements-demo.txt
@@ -49,3 +50,6 @@ check: $(VENV)/.dev
 	SECRET_KEY=$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(60))') FEDPORTAL_S3_SECRET_KEY=check \
 	  FEDPORTAL_KEYS=$$($(BIN)/python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())') \
 	  $(BIN)/python manage.py check --deploy --fail-level WARNING
+
+screenshots: $(VENV)/.dev browser
+	$(BIN)/python tests/e2e/screenshots.py
