@@ -1,0 +1,185 @@
+"""What runs in a pod of Kaapana, ``python -m trainer.kaapana <step>``.
+
+=========  ==========================================================================================
+``look``   exit code 126 (Kaapana: skip what follows) when the dataset lies ready, 0 when it must be converted
+``train``  convert what the pods before have fetched, if they have, then carry out the run of the conf
+``offer``  convert a dataset that somebody at the site has chosen, and keep it for the federation
+``check``  say what this trainer is and which datasets lie ready, as one line of JSON
+=========  ==========================================================================================
+
+The conf is read from ``$WORKFLOW_DIR/conf/conf.json``; the environment has its values only as Python prints them.
+Datasets and working files lie below ``$FEDPORTAL_HOME``, on the platform's volume, so that rounds share them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trainer.__main__ import main as trainer
+from trainer.contract import Exit
+from trainer.exchange import Inputs, Work, train_or_evaluate, versions
+from trainer.inspect import inspect
+from trainer.job import Fault, Outcome
+from trainer.kaapana.batch import Folders, build, is_prepared, labels_of, read_batch
+
+SKIP = 126
+"""Kaapana marks a task whose pod ends with it as skipped."""
+
+
+def main(argv: Sequence[str] | None = None, *, work: Work = train_or_evaluate) -> int:
+    """Carry out a step and return its exit code. ``work`` is what tests replace."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.kaapana", description="Steps of the pods at a Kaapana.")
+    parser.add_argument("step", choices=("look", "train", "offer", "check"))
+    step = parser.parse_args(argv).step
+    try:
+        pod = Pod(os.environ)
+        match step:
+            case "look":
+                return SKIP if pod.is_prepared() else 0
+            case "train":
+                return pod.train(work)
+            case "offer":
+                pod.offer()
+            case "check":
+                _say("check", report=pod.check())
+    except Fault as fault:
+        _say(fault.message, level="error", exit_code=int(fault.exit))
+        return int(fault.exit)
+    return 0
+
+
+class Pod:
+    """What a pod is told: the run's conf, the batch, and where the site keeps its datasets."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        try:
+            self.run_folder = Path(environment["WORKFLOW_DIR"])
+            self.home = Path(environment["FEDPORTAL_HOME"])
+            self.conf = json.loads((self.run_folder / "conf" / "conf.json").read_bytes())
+        except KeyError as error:
+            raise Fault(Exit.BAD_JOB, f"{error} is not in the environment.") from error
+        except (OSError, ValueError) as error:
+            raise Fault(Exit.BAD_JOB, "conf.json of the run cannot be read.") from error
+        self._batch = self.run_folder / environment.get("BATCH_NAME", "batch")
+        self._folders = Folders(
+            dicom=environment.get("FEDPORTAL_DICOM", "get-input"),
+            images=environment.get("FEDPORTAL_IMAGES", "dcm-converter"),
+            masks=environment.get("FEDPORTAL_MASKS", "mask2nifti"),
+        )
+
+    @property
+    def data_root(self) -> Path:
+        return self.home / "datasets"
+
+    @property
+    def dataset(self) -> str:
+        name = str(self._form("fedportal").get("dataset") or self._form("data_form").get("dataset_name") or "")
+        if not name or "/" in name or name.startswith("."):
+            raise Fault(Exit.NO_DATASET, "Its name is not that of a folder.")
+        return name
+
+    @property
+    def identifiers(self) -> list[str]:
+        return [str(uid) for uid in self._form("data_form").get("identifiers") or ()]
+
+    def is_prepared(self) -> bool:
+        """Say whether there is nothing to convert. Without series there is not: the run itself says what is missing."""
+        return not self.identifiers or is_prepared(self.data_root / self.dataset, self.identifiers)
+
+    def train(self, work: Work) -> int:
+        job = self._form("fedportal")
+        if not job.get("run") or not job.get("spec_url"):
+            raise Fault(Exit.BAD_JOB, "This workflow is started by the portal of the federation, not by hand.")
+        os.environ["FEDPORTAL_JOB"] = json.dumps(
+            {
+                "run": job["run"],
+                "spec_url": job["spec_url"],
+                "data_root": str(self.data_root),
+                "work_dir": str(self.home / "work"),
+            }
+        )
+
+        def converted_first(inputs: Inputs) -> Outcome:
+            seconds = self._convert(inputs)
+            outcome = work(inputs)
+            return replace(outcome, seconds={**outcome.seconds, "convert": seconds}) if seconds else outcome
+
+        return trainer(["run"], work=converted_first)
+
+    def offer(self) -> None:
+        form = self._form("workflow_form")
+        elements = read_batch(self._batch, self._folders)
+        labels = labels_of(elements, str(form.get("labels") or "").split(","))
+        train, validation = build(
+            elements,
+            self.data_root / self.dataset,
+            title=self.dataset,
+            channel=str(form.get("channel") or "CT").strip(),
+            labels=labels,
+            identifiers=self.identifiers,
+        )
+        _say(f"{self.dataset} lies ready: {train} cases to train on, {validation} to validate with.")
+
+    def check(self) -> dict[str, Any]:
+        self.data_root.mkdir(parents=True, exist_ok=True)
+        disk = os.statvfs(self.data_root)
+        return {
+            "nonce": str(self._form("fedportal").get("nonce") or ""),
+            "versions": dict(versions()),
+            "clock": time.time(),
+            "cpus": os.cpu_count(),
+            "gpus": _gpus(),
+            "free_bytes": disk.f_bavail * disk.f_frsize,
+            "site_key": bool(os.environ.get("FEDPORTAL_SITE_KEY")),
+            "datasets": inspect(self.data_root),
+        }
+
+    def _convert(self, inputs: Inputs) -> float:
+        """Make the dataset that the job names of the batch, if the pods before have fetched one; return the seconds."""
+        if not any(self._batch.glob("*")):
+            return 0.0
+        start = time.monotonic()
+        task = inputs.spec.plan.task
+        if len(task.channels) != 1:
+            raise Fault(
+                Exit.WRONG_CHANNELS, "A Kaapana dataset has one image for each segmentation; the task wants several."
+            )
+        build(
+            read_batch(self._batch, self._folders),
+            self.data_root / inputs.spec.dataset,
+            title=inputs.spec.dataset,
+            channel=task.channels[0],
+            labels=task.labels,
+            identifiers=self.identifiers,
+        )
+        return time.monotonic() - start
+
+    def _form(self, name: str) -> Mapping[str, Any]:
+        form = self.conf.get(name) if isinstance(self.conf, dict) else None
+        return form if isinstance(form, dict) else {}
+
+
+def _gpus() -> list[str]:
+    # Imported here: torch costs seconds, which only a check and a training need.
+    import torch
+
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+
+
+def _say(message: str, *, level: str = "info", **facts: Any) -> None:
+    """Write a line as the trainer's own log has them."""
+    entry = {"at": round(time.time(), 3), "level": level, "message": message, **facts}
+    sys.stdout.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
