@@ -1,0 +1,415 @@
+"""Reach a Kaapana through its one public door, HTTPS 443, with a token of its Keycloak.
+
+Kaapana names the runs that it starts and lets nobody else do so. The portal's own name of a run travels in the conf, and
+a run is found by it: in memory, or among the newest runs of the workflow in Airflow's own interface. So a launch looks
+before it starts, and once more after an answer that was lost. Where Airflow's own interface does not open, a run that
+this process has not started itself cannot be found; it is then lost, and the orchestrator makes a new attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from fedportal.connectors.base import CheckReport, LogChunk, RunState, RunStatus
+from fedportal.connectors.errors import SiteError, SiteMisbehaved, SiteRefused, SiteUnreachable
+from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
+from fedportal.connectors.http import Http
+from fedportal.connectors.kaapana_api import KaapanaApi
+from fedportal.connectors.oidc import Credentials, DeviceLogin, Grant, Provider, Token
+from trainer.contract import EXPLANATIONS, Exit, LaunchTicket
+
+TRAIN, CHECK = "fp-train", "fp-check"
+TASK = "train"
+CANCELLED_NOTE = "cancelled by the portal"
+LOOKS = (0.5, 2.0, 4.0)
+"""Seconds between the looks for a run whose launch was not answered."""
+GRACE = 15.0
+"""Seconds that cancelling waits for the end of the run's tasks."""
+ENDED = ("Task exited with return code", "terminated with exit code", "Marking task as", "state change")
+"""What Airflow writes at the end of a task's log."""
+LOG_CHUNK = 256 * 1024
+
+_OVER = {"success", "failed"}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended by its trainer's own words, where its log could be read."""
+
+    exit_code: int | None = None
+    message: str = ""
+
+
+class KaapanaConnector(Configured):
+    """A Kaapana that the portal can reach.
+
+    ``sleep`` and ``clock`` are what tests replace.
+    """
+
+    TITLE = "Kaapana, reached by the portal"
+    SUMMARY = (
+        "For a Kaapana whose HTTPS port 443 the portal can reach. It signs in at the site's Keycloak and starts the "
+        "extension's workflows."
+    )
+    FIELDS = (
+        Field(
+            "base_url",
+            "Address",
+            "https:// and the very name (and port, if it is not 443) that Kaapana is configured with.",
+            kind="url",
+            placeholder="https://kaapana.hospital.example",
+        ),
+        Field(
+            "generation",
+            "Version",
+            "Until 0.6 Kaapana tells projects by a cookie, from 0.7 on by the address.",
+            kind="choice",
+            default="0.6",
+            choices=(("0.6", "0.6 or older"), ("0.7", "0.7 or newer")),
+        ),
+        Field("project", "Project", "The project whose datasets take part.", default="admin"),
+        Field(
+            "grant",
+            "Signs in",
+            "With a client of its own if the site's administrator can make one; else with a user (until 0.6) or by a "
+            "code that a person confirms (from 0.7 on).",
+            kind="choice",
+            default="client",
+            choices=(
+                ("client", "as a client (client credentials)"),
+                ("password", "with user and password"),
+                ("device", "by device login"),
+            ),
+        ),
+        Field("client_id", "Client", "Id of the client in Keycloak.", default="fedportal"),
+        Field("client_secret", "Client's secret", "Not needed for a public client.", kind="secret", required=False),
+        Field("username", "User", "For the sign-in with user and password.", required=False),
+        Field("password", "Password", "For the sign-in with user and password.", kind="secret", required=False),
+        Field(
+            "refresh_token",
+            "Refresh token",
+            "The device login puts it here.",
+            kind="secret",
+            required=False,
+            advanced=True,
+        ),
+        Field(
+            "ca_certificate",
+            "Certificate of the authority",
+            "PEM, where the site's certificate is not from a public authority.",
+            kind="file",
+            required=False,
+        ),
+        Field(
+            "realm",
+            "Realm",
+            "Path of the Keycloak realm.",
+            default="auth/realms/kaapana",
+            required=False,
+            advanced=True,
+        ),
+        Field(
+            "audience",
+            "Audience",
+            "What the site's proxy wants in tokens.",
+            default="kaapana",
+            required=False,
+            advanced=True,
+        ),
+        Field(
+            "verify",
+            "Verify the certificate",
+            "Switch off for a trial only: whoever sits in between could read everything.",
+            kind="flag",
+            required=False,
+            default=True,
+            advanced=True,
+        ),
+    )
+
+    def __init__(
+        self,
+        base_url: str,
+        credentials: Credentials,
+        *,
+        project: str = "admin",
+        by_path: bool = False,
+        realm: str = "auth/realms/kaapana",
+        audience: str = "kaapana",
+        ca_certificate: str = "",
+        verify: bool = True,
+        site: SiteContext | None = None,
+        kept: Callable[[str], None] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.http = Http(base_url, ca_certificate=ca_certificate, verify=verify, cookies=True)
+        self.provider = Provider(self.http, realm, credentials, audience=audience, kept=kept)
+        self.api = KaapanaApi(self.http, self.provider, project=project, by_path=by_path)
+        self.site = site or SiteContext("")
+        self._sleep, self._clock = sleep, clock
+        self._lock = threading.Lock()
+        self._ids: dict[str, str] = {}
+        self._endings: dict[str, RunStatus] = {}
+        self._cancelled: set[str] = set()
+
+    @classmethod
+    def clean_config(cls, config: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, Any]:
+        grant = str(config.get("grant") or "")
+        if grant == Grant.PASSWORD and not (config.get("username") and secrets.get("password")):
+            raise Unfit("username", "This way to sign in needs user and password.")
+        if grant == Grant.CLIENT and not secrets.get("client_secret"):
+            raise Unfit("client_secret", "A client that signs in by itself needs its secret.")
+        if grant == Grant.PASSWORD and config.get("generation") == "0.7":
+            raise Unfit("grant", "Kaapana 0.7 has no sign-in with user and password any more; choose device login.")
+        if urlsplit(str(config.get("base_url") or "")).path.strip("/"):
+            raise Unfit("base_url", "Only scheme, name and port; Kaapana lies at the root of its server.")
+        return dict(config)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], secrets: Mapping[str, str], *, site: SiteContext) -> Self:
+        credentials = Credentials(
+            grant=Grant(config["grant"]),
+            client_id=str(config.get("client_id") or "kaapana"),
+            client_secret=str(secrets.get("client_secret") or ""),
+            username=str(config.get("username") or ""),
+            password=str(secrets.get("password") or ""),
+            refresh_token=str(secrets.get("refresh_token") or ""),
+        )
+        return cls(
+            str(config["base_url"]),
+            credentials,
+            project=str(config.get("project") or "admin"),
+            by_path=str(config.get("generation") or "0.6") != "0.6",
+            realm=str(config.get("realm") or "auth/realms/kaapana"),
+            audience=str(config.get("audience") or "kaapana"),
+            ca_certificate=str(config.get("ca_certificate") or ""),
+            verify=bool(config.get("verify", True)),
+            site=site,
+        )
+
+    # --- device login --------------------------------------------------------------------------------
+
+    def start_device_login(self) -> DeviceLogin:
+        """Begin to sign in by a code. Show its address and code to a person, then poll at its interval."""
+        return self.provider.start_device_login()
+
+    def poll_device_login(self, login: DeviceLogin) -> Token | float:
+        """Return the token, whose ``refresh`` is to be kept as the secret ``refresh_token``, or the seconds to wait."""
+        return self.provider.poll_device_login(login)
+
+    # --- runs ----------------------------------------------------------------------------------------
+
+    def launch(self, ticket: LaunchTicket) -> bool:
+        if self._find(ticket.run) is not None:
+            return False
+        has_session = self.api.has_session()
+        if has_session and self.api.is_paused(TRAIN):
+            raise SiteRefused(f"The workflow {TRAIN} is paused at the site.", remedy="Switch it on in its Airflow.")
+        conf = self._conf(ticket)
+        before = set() if has_session else set(self.api.run_ids(TRAIN))
+        try:
+            run_id = self.api.trigger(TRAIN, conf)
+        except (SiteUnreachable, SiteMisbehaved) as error:
+            # It may have started all the same: look before anybody starts it a second time.
+            run_id = self._look_again(ticket.run, before, error)
+        with self._lock:
+            self._ids[ticket.run] = run_id
+        return True
+
+    def poll(self, run: str) -> RunStatus:
+        if (ended := self._endings.get(run)) is not None:
+            return ended
+        run_id = self._find(run)
+        state = None if run_id is None else self.api.run_state(TRAIN, run_id)
+        if run_id is None or state is None:
+            with self._lock:
+                self._ids.pop(run, None)
+            return RunStatus(
+                RunState.LOST, message="The site no longer knows this run: it was deleted, or never began."
+            )
+        if state not in _OVER:
+            return self._under_way(run_id, state)
+        status = self._ended(run, run_id, state)
+        with self._lock:
+            self._endings[run] = status
+        return status
+
+    def cancel(self, run: str) -> None:
+        run_id = self._find(run)
+        if run_id is None:
+            return
+        state = self.api.run_state(TRAIN, run_id)
+        if state is None or state in _OVER:
+            return
+        with self._lock:
+            self._cancelled.add(run)
+        if self.api.has_session():
+            self.api.set_note(TRAIN, run_id, CANCELLED_NOTE)
+        try:
+            self.api.abort(TRAIN, run_id)
+        except SiteUnreachable:
+            # Kaapana's abort breaks off when no task has begun yet, after it has skipped them all.
+            if any(task == "running" for task in self.api.task_states(TRAIN, run_id).values()):
+                raise
+        self._wait_until_gone(run_id)
+
+    def logs(self, run: str, *, offset: int = 0) -> LogChunk:
+        run_id = self._find(run)
+        if run_id is None or not self.api.has_session():
+            return LogChunk("", offset)
+        data = "".join(f"{line}\n" for line in self._words(run_id)).encode()[offset : offset + LOG_CHUNK]
+        return LogChunk(data.decode(errors="replace"), offset + len(data))
+
+    def check(self) -> CheckReport:
+        raise NotImplementedError
+
+    # --- how a run is found --------------------------------------------------------------------------
+
+    def _find(self, run: str) -> str | None:
+        """Return the site's id of a run, ``None`` where the site does not have it."""
+        if (known := self._ids.get(run)) is not None:
+            return known
+        if not self.api.has_session():
+            return None
+        for candidate in self.api.newest_runs(TRAIN):
+            name = _run_of(candidate.conf)
+            if name:
+                with self._lock:
+                    self._ids.setdefault(name, candidate.run_id)
+            if name == run:
+                return candidate.run_id
+        return None
+
+    def _look_again(self, run: str, before: set[str], error: SiteError) -> str:
+        for pause in LOOKS:
+            self._sleep(pause)
+            try:
+                if self.api.has_session():
+                    found = self._find(run)
+                else:
+                    fresh = [run_id for run_id in self.api.run_ids(TRAIN) if run_id not in before]
+                    found = fresh[0] if len(fresh) == 1 else None
+            except SiteUnreachable:
+                continue
+            if found is not None:
+                return found
+        raise error
+
+    def _conf(self, ticket: LaunchTicket) -> dict[str, Any]:
+        """Return what the run is told. Kaapana writes a conf into logs: no key is in it, and no credential."""
+        conf: dict[str, Any] = {
+            "project_form": dict(self.api.project().form),
+            "workflow_form": {"username": "fedportal"},
+            "fedportal": {"run": ticket.run, "spec_url": ticket.spec_url, "dataset": ticket.dataset},
+        }
+        if ticket.dataset:
+            # Empty for a dataset that was laid into the site's folder and never was a dataset of Kaapana's.
+            conf["data_form"] = {"dataset_name": ticket.dataset, "identifiers": self.api.series_of(ticket.dataset)}
+        return conf
+
+    # --- how a run ended -----------------------------------------------------------------------------
+
+    def _under_way(self, run_id: str, state: str) -> RunStatus:
+        if state == "running":
+            # Kaapana calls a run running from its first task on; it waits until one of the tasks has begun.
+            begun = any(task not in ("", "none", "scheduled", "queued") for task in self._tasks(run_id).values())
+            return RunStatus(RunState.RUNNING if begun else RunState.WAITING)
+        if self.api.has_session() and self.api.is_paused(TRAIN):
+            return RunStatus(
+                RunState.WAITING, message=f"The workflow {TRAIN} is paused at the site: switch it on there."
+            )
+        return RunStatus(RunState.WAITING, message="The site has queued it.")
+
+    def _ended(self, run: str, run_id: str, state: str) -> RunStatus:
+        tasks = self._tasks(run_id)
+        ending = self._ending(run_id, tasks)
+        if ending.exit_code == Exit.OK:
+            return RunStatus(RunState.SUCCEEDED, exit_code=0, message=ending.message)
+        if ending.exit_code == Exit.CANCELLED or self._was_cancelled(run, run_id):
+            message = EXPLANATIONS[Exit.CANCELLED]
+            return RunStatus(RunState.CANCELLED, exit_code=int(Exit.CANCELLED), message=message)
+        if state == "success" and tasks.get(TASK) == "skipped":
+            return RunStatus(RunState.CANCELLED, message="Its tasks were skipped at the site.")
+        if state == "success":
+            return RunStatus(RunState.SUCCEEDED, exit_code=ending.exit_code, message=ending.message)
+        failed = sorted(task for task, how in tasks.items() if how == "failed")
+        where = f"The task {', '.join(failed)} failed at the site. " if failed and failed != [TASK] else ""
+        return RunStatus(
+            RunState.FAILED,
+            exit_code=ending.exit_code,
+            message=where + (ending.message or "The run ended without a word; the site's log of its pod says more."),
+        )
+
+    def _was_cancelled(self, run: str, run_id: str) -> bool:
+        if run in self._cancelled:
+            return True
+        found = self.api.run_with_note(TRAIN, run_id) if self.api.has_session() else None
+        return found is not None and found.note == CANCELLED_NOTE
+
+    def _ending(self, run_id: str, tasks: Mapping[str, str]) -> Ending:
+        if not self.api.has_session():
+            return Ending()
+        task = TASK if tasks.get(TASK) in _OVER else next((t for t, how in tasks.items() if how == "failed"), "")
+        if not task:
+            return Ending()
+        code, message = None, ""
+        for entry in _entries(self.api.log(TRAIN, run_id, task)):
+            if isinstance(entry.get("exit_code"), int):
+                code = int(entry["exit_code"])
+                if entry.get("level") == "error":
+                    message = str(entry.get("message") or "")
+        return Ending(code, message or ("" if code is None else _explained(code)))
+
+    def _wait_until_gone(self, run_id: str) -> None:
+        """Return once the site has said that the task's process is gone; it says so in the log only."""
+        end = self._clock() + GRACE
+        while self._clock() < end:
+            tasks = self._tasks(run_id)
+            active = [task for task, how in tasks.items() if how in ("running", "queued", "scheduled")]
+            if not active and self.api.run_state(TRAIN, run_id) in (*_OVER, None):
+                if not self.api.has_session() or tasks.get(TASK) in ("skipped", "upstream_failed", "", None):
+                    return
+                if any(word in self.api.log(TRAIN, run_id, TASK) for word in ENDED):
+                    return
+            self._sleep(0.5)
+
+    def _tasks(self, run_id: str) -> dict[str, str]:
+        return self.api.task_states(TRAIN, run_id)
+
+    def _words(self, run_id: str) -> Iterator[str]:
+        """Yield the trainer's own lines of the log. What Kaapana writes around them may name things of the hospital."""
+        for entry in _entries(self.api.log(TRAIN, run_id, TASK)):
+            yield json.dumps(entry, ensure_ascii=False)
+
+
+def _run_of(conf: Mapping[str, Any]) -> str:
+    job = conf.get("fedportal")
+    return str(job.get("run") or "") if isinstance(job, dict) else ""
+
+
+def _entries(log: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON lines of the trainer in a task's log, which puts time and place before each line."""
+    for line in log.splitlines():
+        start = line.find('{"at": ')
+        if start < 0:
+            continue
+        try:
+            entry = json.loads(line[start:])
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and "message" in entry:
+            yield entry
+
+
+def _explained(code: int) -> str:
+    try:
+        return EXPLANATIONS[Exit(code)]
+    except ValueError:
+        return f"The trainer ended with exit code {code}."
