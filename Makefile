@@ -6,16 +6,17 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo clean-demo test check browser screenshots help
+.PHONY: demo airflow clean-demo test check browser screenshots help
 
 help:
 	@echo "make demo        portal, object store, three hospitals and the reference experiment, running live"
+	@echo "                 ARGS=--airflow: the hospitals are three real Airflow servers"
 	@echo "make clean-demo  remove all that the demo made"
 	@echo "make test        every test, those in a real browser too"
 	@echo "make screenshots  the README's pictures, from a running demo"
 	@echo "make check       the house checks: lint, format, imports, types, migrations, deployment"
 
-$(VENV)/.runtime: requirements.txt requirements-demo.txt
+$(VENV)/.runtime: requirements.txt trainer/requirements.txt requirements-demo.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedportal needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -26,8 +27,19 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-demo: $(VENV)/.runtime
+# `make demo ARGS=--airflow` needs the servers of its hospitals, too.
+demo: $(VENV)/.runtime $(if $(findstring --airflow,$(ARGS)),airflow)
 	@$(BIN)/python -m fedportal.demo $(ARGS)
+
+# A real Airflow 2.11 and a real Airflow 3, each in an environment of its own (uv: seconds instead of minutes).
+airflow: .venv-airflow-2/.ready .venv-airflow-3/.ready
+
+.venv-airflow-%/.ready: requirements-airflow%.txt
+	test -x .venv-airflow-$*/bin/python || $(PYTHON) -m venv .venv-airflow-$*
+	.venv-airflow-$*/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	.venv-airflow-$*/bin/uv pip install --quiet --python .venv-airflow-$*/bin/python -r $<
+	rm -rf .venv-airflow-$*/template
+	touch $@
 
 clean-demo:
 	@test ! -e .demo || $(BIN)/python -m fedportal.demo --remove
@@ -38,7 +50,7 @@ browser:
 	  { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium; } || \
 	  { echo "The browser tests need Chromium: install it, e.g. sudo apt-get install chromium" >&2; exit 1; }
 
-test: $(VENV)/.dev browser check
+test: $(VENV)/.dev browser airflow check
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev

@@ -3,7 +3,7 @@
 One JSON line per connection on a Unix socket, one JSON line back::
 
     {"op": "ping"}                                  → {"ok": true, "pid": …, "label": …, "versions": {…}}
-    {"op": "run", "job": {…}}                       → {"ok": true, "started": true|false}
+    {"op": "run", "job": {…}, "again": false}       → {"ok": true, "started": true|false}
     {"op": "command", "argv": […], "timeout": 60}   → {"ok": true, "exit_code": 0, "output": "…", "log": "…"}
 
 Why ``os.fork`` of our own and no ``multiprocessing`` forkserver: the latter ends with the process that started it,
@@ -192,7 +192,7 @@ class Server:
                 _reply(client, {"ok": True, "pid": os.getpid(), "label": self._label, "versions": dict(versions())})
             case "run":
                 job_from_json(request["job"])
-                self._give(client, {"job": request["job"]})
+                self._give(client, {"job": request["job"], "again": bool(request.get("again"))})
             case "command":
                 folder = Path(tempfile.mkdtemp(prefix="trainer-command-"))
                 argv = [str(argument) for argument in request["argv"]]
@@ -316,7 +316,7 @@ class Server:
             except SystemExit as stop:  # argparse
                 return stop.code if isinstance(stop.code, int) else 2
         job = job_from_json(task["job"])
-        lock = claim(job.folder)
+        lock = claim(job.folder, again=bool(task.get("again")))
         if lock is not None:
             begin(job.folder, lock)
         _reply(channel, {"ok": True, "started": lock is not None})

@@ -1,0 +1,114 @@
+"""What a site says of itself when the portal checks it: the duty of ``fp-check``."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import shutil
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+from trainer.exchange import versions
+from trainer.inspect import inspect
+from trainer.install import fingerprint
+from trainer.transfer import new_session
+
+if TYPE_CHECKING:
+    from trainer.task import SiteFile
+
+TIMEOUT = (5.0, 30.0)
+
+
+class StoreSaidNo(Exception):
+    """The object store answered with an error."""
+
+
+def report(site: SiteFile, conf: dict[str, Any]) -> dict[str, Any]:
+    """Return versions, machine, datasets, and what ``conf`` asks to be tried, as JSON values.
+
+    ``nonce``: answered with a proof that the site has the right key. ``portal``: an address that is asked for.
+    ``store``: ``{"get", "put"}``, presigned addresses of one small object, fetched and put back with the time it took.
+    """
+    from trainer.task import ping
+
+    problems: list[str] = []
+    try:
+        datasets = inspect(site.data_root)
+    except OSError as error:
+        datasets = []
+        problems.append(f"The data folder cannot be read ({error.strerror}).")
+    free = None
+    try:
+        site.work_dir.mkdir(parents=True, exist_ok=True)
+        probe = site.work_dir / f".check-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+        free = shutil.disk_usage(site.work_dir).free
+    except OSError as error:
+        problems.append(f"The working folder cannot be written ({error.strerror}).")
+    found: dict[str, Any] = {
+        "at": time.time(),
+        "code": fingerprint(),
+        "versions": dict(versions()),
+        "warm": ping(site.socket),
+        "cpus": os.cpu_count(),
+        "threads": site.threads,
+        "gpus": gpus(),
+        "free_bytes": free,
+        "datasets": datasets,
+        "problems": problems,
+    }
+    if nonce := str(conf.get("nonce") or ""):
+        found["proof"] = hmac.new(bytes.fromhex(site.key), f"check:{nonce}".encode(), hashlib.sha256).hexdigest()
+    if portal := str(conf.get("portal") or ""):
+        found["portal"] = _ask_portal(portal)
+    if isinstance(conf.get("store"), dict):
+        found["store"] = _round_trip(conf["store"])
+    return found
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Return name, memory and free memory (MB) of each GPU, without importing torch."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    try:
+        output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = []
+    for line in output.splitlines():
+        with contextlib.suppress(ValueError):
+            name, total, free = (part.strip() for part in line.split(","))
+            found.append({"name": name, "memory_mb": int(total), "free_mb": int(free)})
+    return found
+
+
+def _ask_portal(url: str) -> dict[str, Any]:
+    try:
+        answer = new_session().get(url, timeout=TIMEOUT, allow_redirects=False)
+    except Exception as error:  # whatever it is, the portal shall read it
+        return {"ok": False, "error": type(error).__name__}
+    return {"ok": answer.status_code < 400, "error": "" if answer.status_code < 400 else f"HTTP {answer.status_code}"}
+
+
+def _round_trip(addresses: dict[str, Any]) -> dict[str, Any]:
+    session = new_session()
+    try:
+        start = time.monotonic()
+        got = session.get(str(addresses["get"]), timeout=TIMEOUT, allow_redirects=False)
+        down = time.monotonic() - start
+        if got.status_code != 200:
+            raise StoreSaidNo(f"fetching gave {got.status_code}")
+        start = time.monotonic()
+        put = session.put(str(addresses["put"]), data=got.content, timeout=TIMEOUT, allow_redirects=False)
+        up = time.monotonic() - start
+        if put.status_code not in (200, 201, 204):
+            raise StoreSaidNo(f"putting gave {put.status_code}")
+    except StoreSaidNo as fault:
+        return {"ok": False, "error": str(fault)}
+    except Exception as error:  # its text may hold the presigned address
+        return {"ok": False, "error": type(error).__name__}
+    digest = hashlib.sha256(got.content).hexdigest()
+    return {"ok": True, "error": "", "bytes": len(got.content), "sha256": digest, "down_s": down, "up_s": up}

@@ -1,0 +1,284 @@
+"""A task of the site's scheduler: ``python -m trainer.task train|evaluate|check``.
+
+It has a run started by the site's warm trainer, or from cold where none answers, shows its log and ends with its exit
+code. The run itself is a process of its own: a task that is started again, because its scheduler was, finds it and
+goes on watching. SIGTERM ends the run.
+
+The environment says all:
+
+``FEDPORTAL_SITE``  path of the site's file, which only its administrator writes (see :class:`SiteFile`)
+``FEDPORTAL_RUN``   the scheduler's name of this run
+``FEDPORTAL_CONF``  what the portal sent, as JSON: ``run``, ``spec_url``, ``contract``
+
+Standard library only, so that it starts in some 50 ms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trainer.contract import CONTRACT_VERSION, EXPLANATIONS, ContractError, Exit, attempt_key, site_of
+
+NO_VERDICT = 75
+"""Exit code when the run ended without a word (EX_TEMPFAIL of sysexits.h): the scheduler may try once more."""
+GRACE = 4.0
+"""Seconds that an ended run has for its own end before it is killed."""
+LOOK = 0.2
+"""Seconds between two looks at a run's log. Its end is noticed at once."""
+ANSWER_TIMEOUT = 5.0
+KEEP_DAYS = 14
+DAY = 86400.0
+KILLED = "The training process ended without a word: it was killed, most likely because memory ran out."
+
+
+@dataclass(frozen=True)
+class SiteFile:
+    """What the site's administrator decided. ``key``: the site's key (hex), from the portal's page of the site."""
+
+    data_root: Path
+    work_dir: Path
+    key: str
+    threads: int = 0
+    socket: str = ""
+    keep_days: float = KEEP_DAYS
+
+    @classmethod
+    def read(cls) -> SiteFile:
+        """Read the file that ``FEDPORTAL_SITE`` names; ``FEDPORTAL_SITE_KEY`` comes before a key in it."""
+        path = os.environ.get("FEDPORTAL_SITE", "")
+        try:
+            values = json.loads(Path(path).read_bytes())
+            key = os.environ.pop("FEDPORTAL_SITE_KEY", "") or str(values.get("key") or "")
+            if not bytes.fromhex(key):
+                raise ValueError("it has no key of the site")
+            return cls(
+                data_root=Path(values["data_root"]),
+                work_dir=Path(values["work_dir"]),
+                key=key,
+                threads=int(values.get("threads") or 0),
+                socket=str(values.get("socket") or ""),
+                keep_days=float(values.get("keep_days") or KEEP_DAYS),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Refused(
+                Exit.BAD_JOB, f"The site's file {path!r} cannot be used ({error}). Run the installation again."
+            ) from error
+
+
+class Refused(Exception):
+    """The task cannot begin."""
+
+    def __init__(self, code: Exit, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+def main(argv: list[str]) -> int:
+    duty = argv[0] if argv else ""
+    try:
+        site, conf = SiteFile.read(), _conf()
+        if duty == "check":
+            from trainer.check import report
+
+            sys.stdout.write(json.dumps(report(site, conf)) + "\n")
+            return 0
+        if duty not in ("train", "evaluate"):
+            raise Refused(Exit.BAD_JOB, f"There is no duty {duty!r}.")
+        _require_same_contract(conf)
+        run = str(conf.get("run"))
+        try:
+            site_of(run)
+        except ContractError as error:
+            raise Refused(Exit.BAD_JOB, str(error)) from error
+        if os.environ.get("FEDPORTAL_RUN", run) != run:
+            raise Refused(Exit.BAD_JOB, f"The job is that of {run}, not of {os.environ['FEDPORTAL_RUN']}.")
+        code = Run(site, run, str(conf.get("spec_url"))).carry_out()
+        tidy(site, keep=run)
+        return code
+    except Refused as refused:
+        _say(refused.message, level="error", exit_code=int(refused.code))
+        return int(refused.code)
+
+
+class Run:
+    """One run at this site, as its task sees it."""
+
+    def __init__(self, site: SiteFile, run: str, spec_url: str) -> None:
+        self._site, self._run = site, run
+        self._folder = site.work_dir / "runs" / run
+        self._job = {
+            "run": run,
+            "spec_url": spec_url,
+            "key": attempt_key(bytes.fromhex(site.key), run),
+            "data_root": str(site.data_root),
+            "work_dir": str(site.work_dir),
+            "threads": site.threads,
+        }
+        self._over = threading.Event()
+        self._cold: subprocess.Popen[bytes] | None = None
+
+    def carry_out(self) -> int:
+        """Start the run, or find it; show its log until it is over; return its exit code."""
+        signal.signal(signal.SIGTERM, self._end)
+        signal.signal(signal.SIGINT, self._end)
+        log = self._folder / "log.txt"
+        shown = log.stat().st_size if log.exists() else 0
+        answer = _ask(self._site.socket, {"op": "run", "job": self._job, "again": True})
+        started = answer is not None and bool(answer.get("started"))
+        if answer is None:
+            started = self._start_cold()
+        if not started:
+            shown = 0
+            _say("the run was started before", run=self._run)
+        threading.Thread(target=self._wait_for_the_end, daemon=True).start()
+        while not self._over.wait(LOOK):
+            shown = _show(log, shown)
+        _show(log, shown)
+        return self._verdict()
+
+    def _start_cold(self) -> bool:
+        """Start the run as a detached process and wait until it has taken the run, or has not. Says whether it has."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        before = _pid(self._folder)
+        with (self._folder / "log.txt").open("ab") as log:
+            self._cold = subprocess.Popen(
+                [sys.executable, "-m", "trainer", "run"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "FEDPORTAL_JOB": json.dumps(self._job)},
+                start_new_session=True,
+            )
+        while self._cold.poll() is None:
+            if _pid(self._folder) == self._cold.pid:
+                return True
+            time.sleep(0.02)
+        # it is over already, or another process has the run
+        return _pid(self._folder) not in (before, 0)
+
+    def _wait_for_the_end(self) -> None:
+        # The run holds the lock for its whole life: waiting for the lock is waiting for the run.
+        with contextlib.suppress(OSError), (self._folder / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        self._over.set()
+
+    def _verdict(self) -> int:
+        try:
+            document = json.loads((self._folder / "exit.json").read_bytes())
+            code, message = int(document["exit_code"]), str(document["message"])
+        except (OSError, ValueError, KeyError, TypeError):
+            code, message = NO_VERDICT, KILLED
+        _say(message, level="error" if code else "info", run=self._run, exit_code=code)
+        return code
+
+    def _end(self, *_: object) -> NoReturn:
+        """End the run's processes and this one."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            pid = _pid(self._folder) or (self._cold.pid if self._cold else 0)
+            for kill in (os.killpg, os.kill):
+                if pid and not self._over.is_set():
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        kill(pid, number)
+            if self._over.wait(GRACE):
+                break
+        if not (self._folder / "exit.json").exists():
+            text = json.dumps({"exit_code": int(Exit.CANCELLED), "message": EXPLANATIONS[Exit.CANCELLED]})
+            with contextlib.suppress(OSError):
+                (self._folder / "exit.json").write_text(text)
+        _say("the run's processes have ended", run=self._run, exit_code=int(Exit.CANCELLED))
+        os._exit(Exit.CANCELLED)
+
+
+def tidy(site: SiteFile, *, keep: str) -> None:
+    """Remove the folders of runs that ended long ago. The files of models are gone since their run's end."""
+    for folder in (site.work_dir / "runs").glob("fp-*"):
+        with contextlib.suppress(OSError):
+            if folder.name == keep or time.time() - folder.stat().st_mtime < site.keep_days * DAY:
+                continue
+            with (folder / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+
+
+def ping(path: str) -> bool:
+    """Say whether a warm trainer answers."""
+    return _ask(path, {"op": "ping"}) is not None
+
+
+def _ask(path: str, request: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the warm trainer's answer, or ``None`` where a cold start must do."""
+    if not path:
+        return None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(ANSWER_TIMEOUT)
+        try:
+            connection.connect(path)
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as file:
+                answer = json.loads(file.readline(1024 * 1024))
+        except (OSError, ValueError):
+            return None
+    return dict(answer) if isinstance(answer, dict) and answer.get("ok") is True else None
+
+
+def _conf() -> dict[str, Any]:
+    try:
+        conf = json.loads(os.environ.pop("FEDPORTAL_CONF", "") or "{}")
+    except ValueError as error:
+        raise Refused(Exit.BAD_JOB, "The configuration of this run is not JSON.") from error
+    if not isinstance(conf, dict):
+        raise Refused(Exit.BAD_JOB, "The configuration of this run is not an object.")
+    return conf
+
+
+def _require_same_contract(conf: dict[str, Any]) -> None:
+    if conf.get("contract") != CONTRACT_VERSION:
+        raise Refused(
+            Exit.BAD_JOB,
+            f"The portal speaks contract {conf.get('contract')}, this trainer {CONTRACT_VERSION}: update one of them.",
+        )
+
+
+def _pid(folder: Path) -> int:
+    try:
+        return int((folder / "pid").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _show(log: Path, shown: int) -> int:
+    """Write the whole lines of a log from an offset on to the console; return the offset behind them."""
+    try:
+        with log.open("rb") as file:
+            file.seek(shown)
+            data = file.read()
+    except OSError:
+        return shown
+    whole = data.rfind(b"\n") + 1
+    if whole:
+        sys.stdout.buffer.write(data[:whole])
+        sys.stdout.buffer.flush()
+    return shown + whole
+
+
+def _say(message: str, *, level: str = "info", **facts: Any) -> None:
+    entry = {"at": round(time.time(), 3), "level": level, "message": message, **facts}
+    sys.stdout.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
