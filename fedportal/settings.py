@@ -53,6 +53,7 @@ INSTALLED_APPS = [
     "fedportal.accounts",
     "fedportal.sites",
     "fedportal.experiments",
+    "fedportal.relay",
     "fedportal.monitoring",
     "fedportal.orchestrator",
     "fedportal.demo",
@@ -233,4 +234,6 @@ FEDPORTAL_SPOOL = Path(env("FEDPORTAL_SPOOL", default=str(STATE_DIR / "spool")))
 FEDPORTAL_TRAINER_SOCKET = env("FEDPORTAL_TRAINER_SOCKET", default=str(STATE_DIR / "trainer.sock"))
 FEDPORTAL_WORKER_ID = env("FEDPORTAL_WORKER_ID", default="")
 FEDPORTAL_AGGREGATION_MEMORY = env.int("FEDPORTAL_AGGREGATION_MEMORY_MB", default=4096) * 2**20
+FEDPORTAL_SMALL_COUNT = env.int("FEDPORTAL_SMALL_COUNT", default=5)
+"""Smaller numbers of cases are told only to operators and the site's stewards."""
 FEDPORTAL_URL_HOURS = env.float("FEDPORTAL_URL_HOURS", default=24.0)

@@ -15,6 +15,8 @@ urlpatterns = [
     path("api/", include("fedportal.sites.api_urls")),
     path("api/", include("fedportal.monitoring.api_urls")),
     path("api/", include("fedportal.accounts.api_urls")),
+    path("kaapana-backend/remote/", include("fedportal.relay.urls")),
+    path("kaapana-remote/remote/", include("fedportal.relay.urls", namespace="relay-sync")),  # as later versions call it
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="api-docs"),
 ]

@@ -8,9 +8,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fedportal.connectors.base import Connector
+
+if TYPE_CHECKING:
+    from fedportal.connectors.kaapana_pull import JobQueue
 
 Kind = Literal["text", "url", "secret", "choice", "number", "flag", "file", "json"]
 
@@ -50,12 +53,13 @@ class SiteContext:
     """What a connector may know of the portal and of its site beside its own configuration.
 
     ``portal_url``: where the site reaches the portal. ``trainer_socket``: the portal's own warm trainer, for sites on
-    the portal's machine.
+    the portal's machine. ``queue``: the portal's jobs for a site that polls; only the orchestrator hands it out.
     """
 
     slug: str
     portal_url: str = ""
     trainer_socket: str = ""
+    queue: JobQueue | None = None
 
 
 class Unfit(ValueError):

@@ -80,7 +80,7 @@ class ObjectStore:
         timeout: float = 30.0,
     ) -> None:
         self.bucket = bucket
-        self.endpoint, secure = _address(endpoint, secure)
+        self.endpoint, self._secure = _address(endpoint, secure)
         self._pool = urllib3.PoolManager(
             # urllib3 gives the body of a fresh connection's first request no more than the time to connect
             timeout=urllib3.Timeout(connect=min(15.0, timeout), read=timeout),
@@ -94,10 +94,10 @@ class ObjectStore:
             ),
         )
         self._client = Minio(
-            self.endpoint, access_key, secret_key, secure=secure, region=region, http_client=self._pool
+            self.endpoint, access_key, secret_key, secure=self._secure, region=region, http_client=self._pool
         )
-        public, public_secure = _address(public_endpoint or endpoint, secure)
-        self._signer = Minio(public, access_key, secret_key, secure=public_secure, region=region)
+        self._public, public_secure = _address(public_endpoint or endpoint, self._secure)
+        self._signer = Minio(self._public, access_key, secret_key, secure=public_secure, region=region)
 
     def __repr__(self) -> str:
         return f"ObjectStore({self.endpoint!r}, bucket={self.bucket!r})"
@@ -293,6 +293,26 @@ class ObjectStore:
                 self._client._abort_multipart_upload(self.bucket, key, put.upload_id)
         except ObjectMissing:
             pass
+
+    def carry(
+        self, method: str, target: str, *, headers: dict[str, str], body: Iterator[bytes] | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a presigned request for somebody who cannot reach the store; the answer's body is not read yet.
+
+        ``target``: path and query as they were signed. The request goes to our endpoint, with the host that it was
+        signed for, and is not repeated: the store says whether it is valid.
+        """
+        scheme = "https" if self._secure else "http"
+        with self._errors(target.partition("?")[0]):
+            return self._pool.request(
+                method,
+                f"{scheme}://{self.endpoint}{target}",
+                headers={"Host": self._public, "Accept-Encoding": "identity", **headers},
+                body=body,
+                preload_content=False,
+                redirect=False,
+                retries=False,
+            )
 
     # --- inside ------------------------------------------------------------------------------------
 

@@ -7,10 +7,12 @@ from typing import Any
 
 from fedportal.connectors.base import Connector
 from fedportal.connectors.fields import Configured, SiteContext
+from fedportal.connectors.kaapana_pull import KaapanaPullConnector
 from fedportal.connectors.local import LocalConnector
 
 KINDS: Mapping[str, type[Configured]] = {
     "local": LocalConnector,
+    "kaapana-pull": KaapanaPullConnector,
 }
 
 

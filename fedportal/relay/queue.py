@@ -1,0 +1,208 @@
+"""The queue of jobs of one site, for its connector: rows, read and written from the orchestrator's threads."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import close_old_connections, connection, transaction
+from django.db.models import Max
+from django.utils import timezone
+
+from fedportal.connectors.base import DatasetReport, LogChunk
+from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, SiteRefused, StoreError
+from fedportal.connectors.kaapana_pull import JobState, QueuedJob, Sighting
+from fedportal.connectors.objectstore import ObjectStore
+from fedportal.experiments.models import Attempt
+from fedportal.experiments.store import object_store
+from fedportal.relay.models import RemoteInstance, RemoteJob
+from fedportal.sites.models import Site
+from trainer.contract import (
+    LOG_NAME,
+    ROOT,
+    ContractError,
+    attempt_key,
+    attempt_prefix,
+    site_key,
+    verified,
+)
+
+logger = logging.getLogger(__name__)
+
+LOG_CHUNK = 256 * 1024
+MAX_LOG = 8 * 1024 * 1024
+REPORT_EVERY = timedelta(hours=12)
+REPORT_URL_LIFETIME = timedelta(days=2)
+"""A steward may confirm the run that describes the datasets on another day."""
+CHECK_DAG = "fp-check"
+TAKEN_WITHIN = timedelta(seconds=30)
+"""A job that was handed out and not reported as taken after this time has not arrived."""
+MAX_CONF = 1_000_000
+"""Kaapana hands the conf to its pods as a ConfigMap, which Kubernetes limits to 1 MiB."""
+
+
+class SiteQueue:
+    """:class:`~fedportal.connectors.kaapana_pull.JobQueue` over the rows of a site."""
+
+    def __init__(self, slug: str, *, store: Callable[[], ObjectStore] = object_store) -> None:
+        self._slug = slug
+        self._store = store
+
+    def put(self, run: str, *, dag_id: str, conf: Mapping[str, Any], dataset: str) -> bool:
+        with _rows():
+            site = Site.objects.get(slug=self._slug)
+            whole = {**conf, **self._data_form(site, dataset)}
+            if len(json.dumps(whole)) > MAX_CONF:
+                raise SiteRefused(
+                    "The job is larger than Kaapana can take.",
+                    remedy="Offer the dataset in parts: a run's conf holds the identifiers of about 5,000 series.",
+                )
+            _job, created = RemoteJob.objects.get_or_create(
+                run=run, defaults={"site": site, "dag_id": dag_id, "conf": whole}
+            )
+            return created
+
+    def job(self, run: str) -> QueuedJob | None:
+        with _rows():
+            job = RemoteJob.objects.defer("conf").filter(run=run, site__slug=self._slug).first()
+        if job is None:
+            return None
+        return QueuedJob(job.status, job.description, job.abort_requested_at is not None)
+
+    def cancel(self, run: str) -> None:
+        with _rows(), transaction.atomic():
+            job = RemoteJob.objects.select_for_update().filter(run=run, site__slug=self._slug).first()
+            if job is None or job.status.is_over:
+                return
+            now = timezone.now()
+            job.abort_requested_at = job.abort_requested_at or now
+            if not self._may_have_started(job):
+                job.state, job.ended_at, job.conf = JobState.DELETED, now, {}
+            job.save(update_fields=["abort_requested_at", "state", "ended_at", "conf"])
+
+    def log(self, run: str, *, offset: int) -> LogChunk:
+        """Return the log that the trainer put into the store at its end: a polling site shows nothing before."""
+        with _rows():
+            attempt = Attempt.objects.select_related("site_run__round__experiment").filter(run=run).first()
+        if attempt is None:
+            return LogChunk("", offset)
+        round = attempt.site_run.round
+        prefix = attempt_prefix(
+            experiment=round.experiment.key, round=round.number, site=self._slug, attempt=attempt.number
+        )
+        try:
+            data = self._store().get_bytes(f"{prefix}/{LOG_NAME}", max_bytes=MAX_LOG)
+        except (ObjectMissing, ObjectDamaged):
+            return LogChunk("", offset)
+        piece = data[offset : offset + LOG_CHUNK]
+        whole = piece.rfind(b"\n") + 1 or len(piece)
+        return LogChunk(piece[:whole].decode(errors="replace"), offset + whole)
+
+    def sighting(self) -> Sighting:
+        with _rows():
+            seen = RemoteInstance.objects.filter(site__slug=self._slug).first()
+        if seen is None or seen.heard_at is None:
+            return Sighting()
+        return Sighting(
+            silent_for=max(0.0, (timezone.now() - seen.heard_at).total_seconds()),
+            agent=seen.agent,
+            dialect=seen.dialect,
+            dags=tuple(sorted(seen.allowed_dags)),
+            datasets={d["name"]: len(d["identifiers"]) for d in seen.allowed_datasets},
+            polls_by_itself=seen.automatic_update,
+            starts_by_itself=seen.automatic_workflow_execution,
+            skew=seen.clock_skew,
+        )
+
+    # --- what the site's trainer says of its datasets -----------------------------------------------
+
+    def reports(self) -> tuple[DatasetReport, ...]:
+        """Return what the newest finished check reported; queue another check when it is missing or old."""
+        with _rows():
+            checks = RemoteJob.objects.defer("conf").filter(site__slug=self._slug, is_check=True)
+            newest = checks.order_by("-pk").first()
+            finished = checks.filter(state=JobState.FINISHED).order_by("-pk").first()
+            if newest is None or (newest.status.is_over and timezone.now() - newest.created_at > REPORT_EVERY):
+                self._put_check()
+        return self._read_report(finished.run) if finished else ()
+
+    def ask_again(self) -> None:
+        """Queue a check now, whatever was reported before."""
+        with _rows():
+            if not RemoteJob.objects.filter(site__slug=self._slug, is_check=True, ended_at=None).exists():
+                self._put_check()
+
+    def _put_check(self) -> None:
+        site = Site.objects.get(slug=self._slug)
+        number = (RemoteJob.objects.aggregate(most=Max("pk"))["most"] or 0) + 1
+        run = f"{CHECK_DAG}-{self._slug}-{number}"
+        job = {"run": run, "report_url": self._store().presign_put(self._report_key(run), REPORT_URL_LIFETIME)}
+        conf: dict[str, Any] = {"fedportal": job, "workflow_form": {"username": "fedportal"}}
+        if project := site.config.get("project"):
+            conf["project_form"] = json.loads(project)
+        RemoteJob.objects.get_or_create(
+            run=run, defaults={"site": site, "dag_id": CHECK_DAG, "conf": conf, "is_check": True}
+        )
+
+    def _report_key(self, run: str) -> str:
+        return f"{ROOT}/checks/{self._slug}/{run}.json"
+
+    def _read_report(self, run: str) -> tuple[DatasetReport, ...]:
+        key = attempt_key(site_key(settings.FEDPORTAL_ATTEMPT_SECRET, self._slug), run)
+        try:
+            document = verified(self._store().get_bytes(self._report_key(run), max_bytes=4 * 2**20), key)
+            return tuple(_dataset(row) for row in document["datasets"])
+        except (StoreError, ContractError, KeyError, TypeError, ValueError) as error:
+            logger.warning("the report %s of %s cannot be used: %s", run, self._slug, error)
+            return ()
+
+    # --- inside ------------------------------------------------------------------------------------
+
+    def _data_form(self, site: Site, dataset: str) -> dict[str, Any]:
+        """Name the dataset in Kaapana's way: the encrypted identifiers that the site itself has advertised."""
+        seen = RemoteInstance.objects.filter(site=site).first()
+        offered = next((d for d in (seen.allowed_datasets if seen else []) if d["name"] == dataset), None)
+        if offered is None or not offered["identifiers"]:
+            return {}
+        return {"data_form": {"dataset_name": dataset, "identifiers": offered["identifiers"]}}
+
+    def _may_have_started(self, job: RemoteJob) -> bool:
+        """Whether something may run at the site. What a steward has not confirmed does not, nor what nobody fetched."""
+        if job.status is JobState.QUEUED:
+            # Kaapana reports what it has taken in the same breath; an answer that it never got leaves nothing there.
+            return job.delivered_at is not None and timezone.now() - job.delivered_at < TAKEN_WITHIN
+        confirms = RemoteInstance.objects.filter(site=job.site_id, automatic_workflow_execution=False)
+        return not (job.status is JobState.PENDING and confirms.exists())
+
+
+def _dataset(row: Mapping[str, Any]) -> DatasetReport:
+    """Read one entry of ``python -m trainer inspect``."""
+    return DatasetReport(
+        name=str(row["name"]),
+        title=str(row["title"]),
+        train_cases=int(row["train_cases"]),
+        validation_cases=int(row["validation_cases"]),
+        channels=tuple(str(channel) for channel in row["channels"]),
+        labels={int(number): str(label) for number, label in row["labels"].items()},
+        spacing=tuple(float(value) for value in row["spacing"]),
+        shape=tuple(int(value) for value in row["shape"]),
+        problems=tuple(str(problem) for problem in row["problems"]),
+    )
+
+
+@contextmanager
+def _rows() -> Iterator[None]:
+    """Use the database from a thread that Django does not know of: no stale connection before, none left to rot."""
+    if connection.in_atomic_block:  # the caller's own transaction: its connection is fine, and not ours to close
+        yield
+        return
+    close_old_connections()
+    try:
+        yield
+    finally:
+        close_old_connections()

@@ -1,0 +1,220 @@
+"""What happens when a site polls or reports. Called by the protocol's views."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from fedportal.connectors.kaapana_pull import JobState, KaapanaPullConnector, portal_name
+from fedportal.experiments.models import Attempt
+from fedportal.relay.models import RemoteInstance, RemoteJob
+from fedportal.relay.protocol import JobReport, Poll, instance_to_json, job_to_json, workflow_to_json
+from fedportal.sites.models import Site
+from fedportal.ui.errors import DomainError
+
+logger = logging.getLogger(__name__)
+
+MOST_AT_ONCE = 50
+"""Jobs handed out with one poll at most; the others follow with the next."""
+OPEN = (JobState.QUEUED, JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING)
+
+
+class WrongToken(DomainError):
+    """FederatedAuthorization is missing, or belongs to no site of this portal."""
+
+    status = HTTPStatus.UNAUTHORIZED
+
+
+class OtherInstance(DomainError):
+    """This token belongs to an instance of another name."""
+
+    status = HTTPStatus.FORBIDDEN
+
+
+class UnknownJob(DomainError):
+    """There is no such job for this site."""
+
+    status = HTTPStatus.NOT_FOUND
+
+
+def authenticate(token: str) -> RemoteInstance:
+    """Return the polling site that a token belongs to. Raises :class:`WrongToken`.
+
+    The digest finds the row; the comparison with the site's present secret takes the same time wherever they differ.
+    """
+    if not 16 <= len(token) <= 200:
+        raise WrongToken
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    instance = _find(digest)
+    if instance is None:
+        _learn_tokens()
+        instance = _find(digest)
+    if instance is None:
+        raise WrongToken
+    site = instance.site
+    is_theirs = hmac.compare_digest(str(site.secrets.get("portal_token", "")).encode(), token.encode())
+    if not is_theirs or site.is_retired or site.connector != KaapanaPullConnector.KIND:
+        raise WrongToken
+    return instance
+
+
+def _find(digest: str) -> RemoteInstance | None:
+    # the advert may have megabytes, and is needed in few places
+    rows = RemoteInstance.objects.defer("allowed_dags", "allowed_datasets").select_related("site")
+    return rows.filter(token_digest=digest).first()
+
+
+def _learn_tokens() -> None:
+    """Bring the digests up to date with the tokens that sites have now; one that was replaced finds nothing more."""
+    for site in Site.objects.active().filter(connector=KaapanaPullConnector.KIND):
+        token = str(site.secrets.get("portal_token", ""))
+        digest = hashlib.sha256(token.encode()).hexdigest() if token else None
+        known = RemoteInstance.objects.filter(site=site).values_list("token_digest", flat=True).first()
+        if digest is not None and known != digest:
+            RemoteInstance.objects.update_or_create(site=site, defaults={"token_digest": digest})
+
+
+def require_name(instance: RemoteInstance, name: str) -> None:
+    """Refuse a name that is not the one this token was issued for."""
+    if name != instance.site.config.get("instance_name"):
+        logger.warning("the token of %s came with the name of another instance", instance.site.slug)
+        raise OtherInstance
+
+
+@transaction.atomic
+def poll(instance: RemoteInstance, message: Poll, *, agent: str = "", skew: float | None = None) -> dict[str, Any]:
+    """Book a poll and return its answer: the jobs that wait for the site.
+
+    A job is handed out until the site reports its state, so an answer that got lost costs nothing; Kaapana drops what
+    it has already.
+    """
+    require_name(instance, message.advert.instance_name)
+    now = timezone.now()
+    _book(instance, message, agent=agent, skew=skew, now=now)
+    known, lost = [], []
+    for report in message.reports:
+        try:
+            book_report(instance, report)
+            known.append(report.job_id)
+        except UnknownJob:
+            lost.append(report.job_id)
+    jobs = _due(instance, message)
+    RemoteJob.objects.filter(pk__in=[job.pk for job in jobs]).update(delivered_at=now)
+    name = str(instance.site.config["instance_name"])
+    described = [job_to_json(job, message.dialect) for job in jobs]
+    workflows = [workflow_to_json(job, name) for job in jobs]
+    me = instance_to_json(portal_name(settings.FEDPORTAL_PUBLIC_URL))
+    if message.dialect == "sync":
+        return {
+            "updated_client_to_remote_job_ids": known,
+            "lost_client_to_remote_job_ids": lost,
+            "remote_to_client_jobs": described,
+            "remote_to_client_workflows": workflows,
+            "remote_to_client_instance": me,
+        }
+    return {"incoming_jobs": described, "incoming_workflows": workflows, "update_remote_instance_payload": me}
+
+
+def _book(instance: RemoteInstance, message: Poll, *, agent: str, skew: float | None, now: datetime) -> None:
+    advert = message.advert
+    fields: dict[str, Any] = {
+        "heard_at": now,
+        "dialect": message.dialect,
+        "agent": agent[:80],
+        "clock_skew": skew,
+        "automatic_update": advert.automatic_update,
+        "automatic_workflow_execution": advert.automatic_workflow_execution,
+    }
+    sha256 = advert.sha256
+    if sha256 != instance.advert_sha256:
+        fields |= {
+            "advert_sha256": sha256,
+            "allowed_dags": advert.allowed_dags,
+            "allowed_datasets": advert.allowed_datasets,
+        }
+        # what a site allows now may be what its check missed
+        Site.objects.filter(pk=instance.site_id, check_due_at__gt=now).update(check_due_at=now)
+    RemoteInstance.objects.filter(pk=instance.pk).update(**fields)
+
+
+def _due(instance: RemoteInstance, message: Poll) -> list[RemoteJob]:
+    jobs = RemoteJob.objects.filter(site=instance.site_id)
+    if message.dialect == "sync":
+        waits = Q(state=JobState.QUEUED, abort_requested_at=None)
+        ends = Q(state__in=OPEN) & ~Q(state=JobState.QUEUED) & Q(abort_requested_at__isnull=False)
+        jobs = jobs.filter(waits | ends)
+    else:
+        jobs = jobs.filter(state=message.wanted, abort_requested_at=None)
+    return list(jobs.order_by("pk")[:MOST_AT_ONCE])
+
+
+def report(instance: RemoteInstance, message: JobReport) -> RemoteJob:
+    """Book the state of a job that a site reports with a call of its own. Raises :class:`UnknownJob`."""
+    now = timezone.now()
+    with transaction.atomic():
+        job = book_report(instance, message)
+        RemoteInstance.objects.filter(pk=instance.pk).update(heard_at=now)
+    return job
+
+
+def book_report(instance: RemoteInstance, message: JobReport) -> RemoteJob:
+    """Book a state. One that comes late or twice changes nothing; the first end of a job stays its end."""
+    job = RemoteJob.objects.select_for_update().filter(pk=message.job_id, site=instance.site_id).first()
+    if job is None:
+        raise UnknownJob
+    job.heard_at = timezone.now()
+    fields = ["heard_at"]
+    if not job.status.is_over and message.state.rank >= job.status.rank:
+        changed = message.state is not job.status
+        job.state = message.state
+        job.description = message.description or job.description
+        job.remote_run_id = message.run_id or job.remote_run_id
+        fields += ["state", "description", "remote_run_id"]
+        if message.state.is_over:
+            job.ended_at, job.conf = job.heard_at, {}
+            fields += ["ended_at", "conf"]
+        if changed:
+            wake(job)
+    job.save(update_fields=fields)
+    return job
+
+
+def find_job(instance: RemoteInstance, job_id: int) -> RemoteJob:
+    """Return a job of this site. Raises :class:`UnknownJob`, also for another site's."""
+    job = RemoteJob.objects.filter(pk=job_id, site=instance.site_id).first()
+    if job is None:
+        raise UnknownJob
+    return job
+
+
+def find_jobs(instance: RemoteInstance, state: str) -> list[RemoteJob]:
+    jobs = RemoteJob.objects.filter(site=instance.site_id)
+    return list((jobs.filter(state=state) if state else jobs).order_by("-pk")[:MOST_AT_ONCE])
+
+
+def signal(instance: RemoteInstance, workflow_id: str, status: str) -> RemoteJob:
+    """Book that somebody at the site confirmed or aborted a workflow. Raises :class:`UnknownJob`."""
+    job = RemoteJob.objects.filter(site=instance.site_id, run=workflow_id).first()
+    if job is None:
+        raise UnknownJob
+    if status in ("abort", "aborted", "rejected", "deleted"):
+        return report(instance, JobReport(job.pk, JobState.ABORTED, description="The steward did not let it run."))
+    return job
+
+
+def wake(job: RemoteJob) -> None:
+    """Let the orchestrator look at once at what a job belongs to."""
+    attempt = Attempt.objects.select_related("site_run__round__experiment").filter(run=job.run).first()
+    if attempt is not None:
+        attempt.site_run.round.experiment.wake()
+    elif job.is_check and job.status.is_over:
+        Site.objects.filter(pk=job.site_id, retired_at=None).update(check_due_at=timezone.now())
