@@ -1,8 +1,9 @@
 """Merge admitted updates into one model: tensor by tensor, in chunks, with the same bytes for any order of arrival.
 
-Each key is merged by itself, by its role: trained parameters and floating buffers become the strategy's and the
-weighted mean; counters (``num_batches_tracked``) are never divided, the largest counts; flags are part of the
-network and copied from the reference. Memory does not grow with the number of sites: a thread holds one chunk.
+Each key is merged by itself, by its role: trained parameters become what the strategy makes of them, floating
+buffers the weighted mean (with a robust strategy its own); counters (``num_batches_tracked``) are never divided,
+the largest counts; flags are part of the network and copied from the reference. A thread holds one chunk, whatever
+the number of sites; with the median and the trimmed mean one chunk of each site.
 """
 
 from __future__ import annotations
@@ -89,6 +90,9 @@ def aggregate(
         raise AggregationRefused(trouble or "")
     chosen = complete_options(method, options)
     counted = _counted(contributions, method, chosen)
+    trouble = refusal(strategy, sites=len(counted), options=options)
+    if trouble:  # some sites trained on no case
+        raise AggregationRefused(trouble)
     total = sum(count for _, count in counted)
     with ExitStack() as files:
         base = files.enter_context(_opened(reference, "The global model"))
@@ -100,6 +104,7 @@ def aggregate(
         header = layout(
             ((entry.key, entry.dtype, entry.shape) for entry in base.header.entries.values()),
             buffers=base.header.buffers,
+            local=base.header.local,
             round=base.header.round + 1 if round is None else round,
         )
         state = _ServerState(files, base.header, method.slots(chosen), state_in, state_out)
@@ -178,7 +183,11 @@ class _ServerState:
         for slot, value in values.items():
             if self._new is not None:
                 entry = self._new.header.entries[f"{slot}.{key}"]
-                self._new.write(narrowed(value, entry.dtype), entry.start + first * entry.dtype.size)
+                stored = narrowed(value, entry.dtype)
+                if not np.isfinite(stored).all():
+                    # an infinite second moment would hold its weight still for ever, and the model look sound
+                    raise AggregationRefused(f"The strategy's memory would not be finite in {quoted(key)}.")
+                self._new.write(stored, entry.start + first * entry.dtype.size)
 
     def commit(self) -> None:
         if self._new is not None:
@@ -286,11 +295,11 @@ class _Merge:
 
     def _mean(self, values: _Values, entry: Entry, first: int, count: int, role: Role) -> NDArray[Any]:
         out = self._scratch.total[:count]
-        if role is Role.BUFFER:
+        if role is Role.BUFFER and not self._method.merges_buffers:
             weighted_mean(values, out)
             return narrowed(out, entry.dtype)
-        self._method.combine(values, out)
-        if self._state.slots:
+        self._method.combine(values, out, self._options)
+        if self._state.slots and role is Role.PARAMETER:
             stored = np.empty(count, entry.dtype.stored)
             self._base.read_into(stored, entry, first)
             model = widened(stored, entry.dtype).astype(np.float64)

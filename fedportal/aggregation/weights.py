@@ -90,6 +90,11 @@ class Header:
         return frozenset(self._own["buffers"])
 
     @property
+    def local(self) -> frozenset[str]:
+        """Names of the entries of which each site keeps its own; here they are the mean over the sites."""
+        return frozenset(self._own.get("local", ()))
+
+    @property
     def round(self) -> int:
         return int(self._own["round"])
 
@@ -119,7 +124,8 @@ class Header:
         text = self.metadata.get(METADATA_KEY, '{"buffers": [], "round": 0}')
         try:
             own = json.loads(text)
-            valid = all(isinstance(name, str) for name in own["buffers"]) and type(own["round"]) is int
+            names = [*own["buffers"], *own.get("local", ())]
+            valid = all(isinstance(name, str) for name in names) and type(own["round"]) is int
         except (ValueError, KeyError, TypeError, RecursionError):
             valid = False
         if not valid:
@@ -128,15 +134,20 @@ class Header:
 
 
 def layout(
-    tensors: Iterable[tuple[str, DType, tuple[int, ...]]], *, buffers: Iterable[str] = (), round: int = 0
+    tensors: Iterable[tuple[str, DType, tuple[int, ...]]],
+    *,
+    buffers: Iterable[str] = (),
+    local: Iterable[str] = (),
+    round: int = 0,
 ) -> Header:
     """Return the header of a file yet to be written; equal tensors give equal bytes whatever their order.
 
     Keys are sorted within a format, formats go from wide to narrow as the library does it.
     """
-    note = json.dumps(
-        {"buffers": sorted(buffers), "round": round}, separators=(",", ":"), sort_keys=True, ensure_ascii=False
-    )
+    own = {"buffers": sorted(buffers), "round": round}
+    if kept := sorted(local):
+        own["local"] = kept
+    note = json.dumps(own, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
     entries: dict[str, Entry] = {}
     start = 0
     for key, dtype, shape in sorted(tensors, key=lambda tensor: (FILE_RANK[tensor[1].name], tensor[0])):

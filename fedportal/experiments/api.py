@@ -15,6 +15,7 @@ from rest_framework.serializers import Serializer, ValidationError
 from rest_framework.views import APIView
 
 from fedportal.accounts.models import User
+from fedportal.aggregation.strategies import STRATEGIES
 from fedportal.experiments import services
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.plan import PRESETS, preset_plan
@@ -215,7 +216,7 @@ class ExperimentViewSet(viewsets.GenericViewSet):
 
 
 class PlanSchemaView(APIView):
-    """Every setting of an experiment with help, unit, range and default; and the presets."""
+    """Every setting of an experiment with help, unit, range and default; the strategies; and the presets."""
 
     @extend_schema(tags=["experiments"], responses=PlanSchemaSerializer)
     def get(self, request: Request) -> Response:
@@ -223,4 +224,5 @@ class PlanSchemaView(APIView):
             {"name": preset.name, "title": preset.title, "text": preset.text, "plan": preset_plan(preset)}
             for preset in PRESETS.values()
         ]
-        return Response(PlanSchemaSerializer({"settings": SETTINGS, "presets": presets}).data)
+        known = {"settings": SETTINGS, "strategies": STRATEGIES.values(), "presets": presets}
+        return Response(PlanSchemaSerializer(known).data)

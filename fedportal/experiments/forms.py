@@ -6,7 +6,6 @@ page as it was typed, with what to do about it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,118 +14,20 @@ from django import forms
 from django.db.models import Q
 
 from fedportal.accounts.models import User
-from fedportal.aggregation.strategies import refusal
+from fedportal.aggregation.strategies import STRATEGIES, Strategy
 from fedportal.experiments import services
+from fedportal.experiments.form_fields import RegionsField, field_of
 from fedportal.experiments.models import Experiment
-from fedportal.experiments.plan import MAX_REGION_NAME, merged, nested, problems_of, region_text
-from fedportal.experiments.readiness import dataset_problem, site_problem
-from fedportal.experiments.recipe import BY_NAME, Group, Kind, Setting, number_text, of_section, value_of
+from fedportal.experiments.plan import merged, nested, problems_of
+from fedportal.experiments.readiness import dataset_problem, site_problem, strategy_problem
+from fedportal.experiments.recipe import (
+    STRATEGY_SETTINGS,
+    Group,
+    of_section,
+    value_of,
+)
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset, Site
-
-SEPARATORS = re.compile(r"[\s,;x×–]+")
-
-
-class NumbersField(forms.CharField):
-    """Several numbers in one line, separated by commas, blanks or “×”; empty is ``None`` where that is allowed."""
-
-    def __init__(self, setting: Setting, **kwargs: Any) -> None:
-        self.setting = setting
-        self.is_whole = setting.kind in (Kind.WHOLES, Kind.WHOLE_TRIPLE)
-        self.count = None if setting.kind is Kind.WHOLES else 3
-        super().__init__(**kwargs)
-
-    @property
-    def example(self) -> str:
-        return {Kind.WHOLES: "8, 16, 32", Kind.WHOLE_TRIPLE: "128 × 128 × 64"}.get(self.setting.kind, "1.5 × 1.5 × 2")
-
-    def prepare_value(self, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return (" × " if self.count else ", ").join(map(number_text, value))
-        return value
-
-    def to_python(self, value: Any) -> list[float] | None:
-        text = super().to_python(value)
-        if not text:
-            return None
-        kind = "whole numbers" if self.is_whole else "numbers"
-        try:
-            numbers = [(int if self.is_whole else float)(part) for part in SEPARATORS.split(text.strip()) if part]
-        except ValueError as error:
-            raise forms.ValidationError(f"Write {kind} like {self.example}.") from error
-        if self.count and len(numbers) != self.count:
-            raise forms.ValidationError(f"Write three {kind} like {self.example}, one for each direction.")
-        low, high = self.setting.low, self.setting.high
-        wrong = [f"{number:g}" for number in numbers if not low <= number <= high]
-        if wrong:
-            raise forms.ValidationError(f"Each number must be between {low:g} and {high:g}; {wrong[0]} is not.")
-        return numbers
-
-    def has_changed(self, initial: Any, data: Any) -> bool:
-        return super().has_changed(self.prepare_value(initial), data)
-
-
-class RegionsField(forms.CharField):
-    """Regions, one a line: ``name: label numbers``."""
-
-    widget = forms.Textarea(attrs={"rows": 4, "spellcheck": "false"})
-
-    def prepare_value(self, value: Any) -> Any:
-        return region_text(value) if isinstance(value, list | tuple) else value
-
-    def to_python(self, value: Any) -> list[dict[str, Any]]:
-        regions = []
-        for line in (super().to_python(value) or "").splitlines():
-            if not line.strip():
-                continue
-            name, colon, numbers = line.rpartition(":")
-            name = name.strip()
-            parts = [part for part in SEPARATORS.split(numbers.strip()) if part]
-            if not colon or not name or not parts or not all(part.isdecimal() and len(part) < 6 for part in parts):
-                raise forms.ValidationError(
-                    f"“{line.strip()[:60]}”: write a name, a colon and label numbers, like WT: 1, 2, 3."
-                )
-            if len(name) > MAX_REGION_NAME:
-                raise forms.ValidationError(f"“{name[:60]}”: a region's name has at most {MAX_REGION_NAME} characters.")
-            regions.append({"name": name, "labels": [int(part) for part in parts]})
-        return regions
-
-
-class NumberField(forms.FloatField):
-    """A number in a text field: a number field of the browser would throw away what it cannot read."""
-
-    widget = forms.TextInput(attrs={"inputmode": "decimal"})
-
-    def prepare_value(self, value: Any) -> Any:
-        return number_text(value) if isinstance(value, float) else value
-
-
-def field_of(setting: Setting) -> forms.Field:
-    """Return the form field of a setting, with help, unit, range and default."""
-    common: dict[str, Any] = {
-        "label": setting.label,
-        "help_text": " ".join(filter(None, [setting.help, setting.range_text])),
-        "required": not setting.optional,
-    }
-    match setting.kind:
-        case Kind.CHOICE:
-            field: forms.Field = forms.ChoiceField(choices=setting.choices, **common)
-        case Kind.YES_NO:
-            field = forms.BooleanField(**{**common, "required": False})
-        case Kind.WHOLE:
-            field = forms.IntegerField(min_value=int(setting.low), max_value=int(setting.high), **common)
-            field.error_messages["invalid"] = "Write a whole number."
-        case Kind.NUMBER:
-            field = NumberField(min_value=setting.low, max_value=setting.high, **common)
-            field.error_messages["invalid"] = "Write a number with a decimal point, like 0.001."
-        case _:
-            field = NumbersField(setting, **common)
-    field.error_messages["required"] = f"{setting.label} is missing. {setting.range_text}"
-    field.unit = setting.unit
-    name, values = setting.needs
-    if name:  # compose.js hides it while it has no effect
-        field.widget.attrs |= {"data-needs": BY_NAME[name].field, "data-values": " ".join(values)}
-    return field
 
 
 class SectionForm(forms.Form):
@@ -310,13 +211,16 @@ class SettingsForm(SectionForm):
 
     def changes(self) -> dict[str, Any]:
         fields = {
-            s.name: self.cleaned_data[s.field] for s in self.settings if not s.of_plan and s.field in self.cleaned_data
+            s.name: self.cleaned_data[s.field]
+            for s in self.settings
+            if not s.of_plan and s.option is None and s.field in self.cleaned_data
         }
         return {"plan": self.plan_changes(), "fields": fields}
 
     def clean(self) -> None:
         """Refuse values that are right one by one but not together."""
-        by_name = {setting.name: setting.field for setting in self.settings} | {"task.regions": "regions"}
+        by_name = {setting.name: setting.field for setting in self.settings}
+        by_name |= {"task.regions": "regions", "local_layers": "network_norm"}
         for name, text in problems_of(merged(self.experiment.plan, self.plan_changes())).items():
             field = by_name.get(name)
             if field in self.fields and not self.errors.get(field):
@@ -334,6 +238,18 @@ class RecipeForm(SettingsForm):
                 help_text="What the model learns to outline, one region a line: a name, a colon and the label numbers it covers.",
                 error_messages={"required": "Name at least one region, like tumour: 1."},
             )
+
+    def clean(self) -> None:
+        super().clean()
+        treatment = self.cleaned_data.get("optimizer_treatment")
+        if treatment == "aggregate":
+            strategy = STRATEGIES.get(self.experiment.strategy)
+            if strategy and strategy.why_no_averaged_moments:
+                self.add_error(
+                    "optimizer_treatment",
+                    f"Does not go with {strategy.title}: {strategy.why_no_averaged_moments}. "
+                    "Choose another memory here, or another strategy first.",
+                )
 
     def labels(self) -> dict[str, str]:
         """Return the task's labels, number → name, without the background."""
@@ -355,16 +271,42 @@ class RecipeForm(SettingsForm):
 class RoundsForm(SettingsForm):
     section, title = "rounds", "Rounds and aggregation"
 
+    def strategies(self) -> list[Strategy]:
+        """Return what can be chosen, for the explanation under the fields."""
+        return list(STRATEGIES.values())
+
+    def options(self) -> dict[str, Any]:
+        """Return the chosen strategy's options as far as they were understood."""
+        strategy = self.cleaned_data.get("strategy")
+        before = self.experiment.strategy_options if strategy == self.experiment.strategy else {}
+        own = (s for s in STRATEGY_SETTINGS if s.needs[1] == (strategy,))
+        return before | {s.option.name: self.cleaned_data[s.field] for s in own if s.field in self.cleaned_data}
+
+    def changes(self) -> dict[str, Any]:
+        changes = super().changes()
+        if "strategy" in changes["fields"]:
+            changes["fields"]["strategy_options"] = self.options()
+        return changes
+
     def clean(self) -> None:
         super().clean()
+        self._forgive_options_of_others()
         sites = self.experiment.participations.count()
         quorum = self.cleaned_data.get("min_sites")
         if sites and quorum and quorum > sites:
             self.add_error("min_sites", f"Only {sites} take part: write a number from 1 to {sites}.")
         strategy = self.cleaned_data.get("strategy")
-        trouble = strategy and sites and refusal(strategy, sites=sites)
-        if trouble:
-            self.add_error("strategy", trouble)
+        if strategy and sites:
+            trouble = strategy_problem(self.experiment, strategy, self.options(), sites, quorum=quorum)
+            if trouble:
+                self.add_error("strategy", trouble)
+
+    def _forgive_options_of_others(self) -> None:
+        """Without scripts the options of all strategies stand on the page; only those of the chosen one are judged."""
+        chosen = (self.cleaned_data.get("strategy"),)
+        for setting in STRATEGY_SETTINGS:
+            if setting.needs[1] != chosen:
+                self.errors.pop(setting.field, None)
 
 
 SECTIONS: dict[str, type[SectionForm]] = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedportal.experiments.models import Experiment, Straggler, Weighting
-from fedportal.experiments.recipe import BY_NAME, SETTINGS, value_of
+from fedportal.experiments.recipe import ALL_SETTINGS, BY_NAME, STRATEGY_SETTINGS, Setting, has_effect, value_of
 from fedportal.sites.models import Dataset
 from trainer.contract import (
     ContractError,
@@ -198,22 +198,33 @@ def summary(experiment: Experiment) -> str:
     if not parts:
         answers = f"at least {_count(experiment.min_sites, 'site')} answer"
     quorum = f"a round counts when {answers} within {_minutes(experiment.deadline_minutes)}"
-    weight = "weighted by training cases" if experiment.weighting == Weighting.CASES else "every site counting the same"
+    by_cases = experiment.weighting == Weighting.CASES and has_effect(experiment, BY_NAME["weighting"])
+    weight = "weighted by training cases" if by_cases else "every site counting the same"
     return (
         f"Train a {show['network.name']} on {what}{of} {where} "
         f"for {_count(show.raw('rounds'), 'round')} of {_count(show.raw('local_epochs'), 'epoch')}, "
         f"with {show['optimizer.name']} at learning rate {show['optimizer.learning_rate']}; "
-        f"combine the updates by {show['strategy'].lower()}, {weight}; {quorum}."
+        f"combine the updates by {_strategy(experiment)}, {weight}; {quorum}."
     )
+
+
+def _strategy(experiment: Experiment) -> str:
+    """Return the strategy with its options: “FedAdam (server learning rate 0.01, …)”."""
+    title = BY_NAME["strategy"].show(experiment.strategy)
+    if title[1:] == title[1:].lower():  # not a name like FedAdam
+        title = title.lower()
+    own = [s for s in STRATEGY_SETTINGS if has_effect(experiment, s)]
+    options = ", ".join(f"{s.label[:1].lower()}{s.label[1:]} {s.show(value_of(experiment, s))}" for s in own)
+    return f"{title} ({options})" if options else title
 
 
 def differences(a: Experiment, b: Experiment) -> list[tuple[str, str, str]]:
     """Return the settings in which two experiments differ: label, value in ``a``, value in ``b``."""
-    rows = [
-        (setting.label, setting.show(value_of(a, setting)), setting.show(value_of(b, setting)))
-        for setting in SETTINGS
-        if value_of(a, setting) != value_of(b, setting)
-    ]
+    rows = []
+    for setting in ALL_SETTINGS:
+        ours, theirs = (_in_effect(x, setting) for x in (a, b))
+        if ours != theirs:
+            rows.append((setting.label, ours, theirs))
     ours, theirs = (_listed([p.site.name for p in x.participations.select_related("site")]) or "none" for x in (a, b))
     if ours != theirs:
         rows.insert(0, ("Sites", ours, theirs))
@@ -222,6 +233,13 @@ def differences(a: Experiment, b: Experiment) -> list[tuple[str, str, str]]:
         if ours != theirs:
             rows.append((f"Task: {part}", ours, theirs))
     return rows
+
+
+def _in_effect(experiment: Experiment, setting: Setting) -> str:
+    """Return a setting's value in words; a dash for the option of a strategy that was not chosen."""
+    if setting.option is not None and not has_effect(experiment, setting):
+        return "—"
+    return setting.show(value_of(experiment, setting))
 
 
 class _Shown:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from django.db.models import Prefetch
 
-from fedportal.aggregation.strategies import refusal
+from fedportal.aggregation.strategies import plan_fields, refusal
 from fedportal.experiments.models import Experiment, Participation
 from fedportal.experiments.plan import problems_of, task_signature
 from fedportal.experiments.recipe import BY_NAME
 from fedportal.sites.models import Dataset, Health, Site
+from trainer.contract import Network, has_norm_entries
+
+OTHER_LABELS = {"task.regions": "Regions", "proximal_mu": "Strategy", "local_layers": "Strategy"}
+"""Of parts of the plan that are no settings of their own."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +109,40 @@ def _aggregation(experiment: Experiment, parts: list[Participation]) -> Iterator
         yield "Set a deadline above 0 minutes."
     if experiment.rounds_planned != experiment.plan.get("rounds"):
         yield "The number of rounds is not the recipe's. Save the rounds again."
-    norm = (experiment.plan.get("network") or {}).get("norm")
-    options = experiment.strategy_options | {"weighting": experiment.weighting}
-    trouble = refusal(experiment.strategy, sites=len(parts), options=options, has_buffers=norm == "batch")
+    trouble = strategy_problem(experiment, experiment.strategy, experiment.strategy_options, len(parts))
     if trouble and parts:
         yield trouble
+    elif not trouble:
+        needed = plan_fields(experiment.strategy, experiment.strategy_options)
+        if any(experiment.plan.get(name, at_rest) != needed[name] for name, at_rest in plan_fields("", {}).items()):
+            yield "The recipe does not tell the sites what the strategy needs of them. Save the rounds again."
+
+
+def strategy_problem(
+    experiment: Experiment,
+    strategy: str,
+    options: Mapping[str, Any],
+    sites: int,
+    *,
+    quorum: int | None = None,
+    treatment: str = "",
+) -> str | None:
+    """Return why a strategy does not go with an experiment and its number of sites; ``None`` when it does.
+
+    ``quorum`` and ``treatment`` take the place of what the experiment has, while a form changes them.
+    """
+    network = experiment.plan.get("network") or {}
+    of_plan = {name: network[name] for name in ("name", "norm") if isinstance(network.get(name), str)}
+    return refusal(
+        strategy,
+        sites=min(sites, experiment.min_sites if quorum is None else quorum),
+        options=options,
+        treatment=treatment or (experiment.plan.get("optimizer") or {}).get("treatment", ""),
+        has_norm_entries=has_norm_entries(Network(**of_plan)),
+    )
 
 
 def _sentences(problems: dict[str, str]) -> Iterator[str]:
     for name, text in problems.items():
-        label = BY_NAME[name].label if name in BY_NAME else {"task.regions": "Regions"}.get(name, "Task")
+        label = BY_NAME[name].label if name in BY_NAME else OTHER_LABELS.get(name, "Task")
         yield f"{label}: {text}."

@@ -12,7 +12,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from fedportal.aggregation.strategies import STRATEGIES
+from fedportal.aggregation.strategies import STRATEGIES, WEIGHTING, Option, Strategy
 from fedportal.experiments.models import Experiment, Straggler, Weighting
 from trainer.contract import TrainingPlan
 
@@ -52,6 +52,8 @@ class Setting:
     zero: str = ""
     needs: tuple[str, tuple[str, ...]] = ("", ())
     of_plan: bool = True
+    option: Option | None = None
+    """For an option of a strategy: what the strategy says of it. Its value lies in the experiment's ``strategy_options``."""
 
     @property
     def field(self) -> str:
@@ -60,6 +62,8 @@ class Setting:
 
     @property
     def default(self) -> Any:
+        if self.option is not None:
+            return self.option.default
         if not self.of_plan:
             return Experiment._meta.get_field(self.name).get_default()
         return _DEFAULTS[self.name]
@@ -223,7 +227,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("rounds", "Rounds", "How often the sites train and the portal makes a new global model.", _K.WHOLE, "rounds", unit="rounds", low=1, high=10_000),
     Setting("local_epochs", "Local epochs", "How often a site goes through its cases in one round.", _K.WHOLE, "rounds", unit="epochs", low=1, high=1000),
     Setting("strategy", "Strategy", "How updates are combined.", _K.CHOICE, "aggregation", choices=tuple((s.name, s.title) for s in STRATEGIES.values()), of_plan=False),
-    Setting("weighting", "Weight of a site", "By cases: a site with twice the cases counts twice.", _K.CHOICE, "aggregation", choices=tuple(Weighting.choices), of_plan=False),
+    Setting(
+        "weighting", "Weight of a site", "By cases: a site with twice the cases counts twice.", _K.CHOICE, "aggregation",
+        choices=tuple(Weighting.choices), of_plan=False, needs=("strategy", tuple(s.name for s in STRATEGIES.values() if s.weighted)),
+    ),
     Setting(
         "max_relative_norm", "Largest change accepted",
         "Refuse an update that changes the model by more than this multiple of the model's own size. Empty: no limit.",
@@ -239,14 +246,39 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("max_attempts", "Attempts per site and round", "How often a failing site is started again in a round.", _K.WHOLE, "patience", low=1, high=99, advanced=True, of_plan=False),
 )  # fmt: skip
 
-BY_NAME = {setting.name: setting for setting in SETTINGS}
-BY_FIELD = {setting.field: setting for setting in SETTINGS}
+
+def _of_option(strategy: Strategy, option: Option) -> Setting:
+    return Setting(
+        name=f"{strategy.name}.{option.name}",
+        label=option.title,
+        help=f"{strategy.title}: {option.help[:1].lower()}{option.help[1:]}",
+        kind=Kind.NUMBER,
+        group="aggregation",
+        low=option.least,
+        high=option.most,
+        needs=("strategy", (strategy.name,)),
+        of_plan=False,
+        option=option,
+    )
+
+
+STRATEGY_SETTINGS = tuple(
+    _of_option(strategy, option)
+    for strategy in STRATEGIES.values()
+    for option in strategy.options
+    if option is not WEIGHTING
+)
+"""The options of all strategies, named ``<strategy>.<option>``; those of the chosen one have an effect."""
+
+ALL_SETTINGS = SETTINGS + STRATEGY_SETTINGS
+BY_NAME = {setting.name: setting for setting in ALL_SETTINGS}
+BY_FIELD = {setting.field: setting for setting in ALL_SETTINGS}
 
 
 def of_section(section: str) -> list[tuple[Group, list[Setting]]]:
     """Return the groups of a section of the composer with their settings, in order."""
     return [
-        (group, [setting for setting in SETTINGS if setting.group == group.name])
+        (group, [setting for setting in ALL_SETTINGS if setting.group == group.name])
         for group in GROUPS
         if group.section == section
     ]
@@ -271,7 +303,11 @@ def flatten(document: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def value_of(experiment: Experiment, setting: Setting) -> Any:
-    """Return a setting's value in an experiment; an incomplete plan has the default."""
+    """Return a setting's value in an experiment; an incomplete plan has the default, and so have the options of
+    strategies that were not chosen."""
+    if setting.option is not None:
+        options = experiment.strategy_options if has_effect(experiment, setting) else {}
+        return options.get(setting.option.name, setting.default)
     if not setting.of_plan:
         return getattr(experiment, setting.name)
     value = flatten(experiment.plan, [setting.name]).get(setting.name, setting.default)

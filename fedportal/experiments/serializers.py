@@ -9,6 +9,9 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from fedportal.aggregation.errors import AggregationRefused
+from fedportal.aggregation.strategies import WEIGHTING, Strategy, plan_fields
+from fedportal.experiments import services
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.plan import (
     MAX_REGION_NAME,
@@ -23,6 +26,7 @@ from fedportal.experiments.plan import (
 from fedportal.experiments.recipe import SETTINGS, Kind, Setting, flatten
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset
+from trainer.contract import LOCAL_LAYERS
 
 
 class StrictSerializer(serializers.Serializer):
@@ -113,6 +117,9 @@ class TaskSerializer(StrictSerializer):
     regions = RegionSerializer(many=True, required=False)
 
 
+FOLLOWS = "Follows from the strategy and its options; sent back as it was read, or not at all."
+
+
 class PlanSerializer(
     type(
         "PlanSettings",
@@ -127,6 +134,8 @@ class PlanSerializer(
     optimizer = _part("optimizer")
     schedule = _part("schedule")
     validation = _part("validation")
+    proximal_mu = NumberField(min_value=0, max_value=10, required=False, help_text=FOLLOWS)
+    local_layers = serializers.ChoiceField(choices=LOCAL_LAYERS, required=False, help_text=FOLLOWS)
 
     def to_representation(self, instance: Any) -> Any:
         return instance
@@ -158,6 +167,10 @@ class ExperimentSerializer(
     """An experiment. ``plan`` and the settings can be changed while it is a draft."""
 
     key = serializers.CharField(read_only=True)
+    strategy_options = serializers.DictField(
+        required=False,
+        help_text="Options of the strategy, by name; what is left out has its default. Those of another strategy are dropped.",
+    )
     title = serializers.CharField(max_length=120, required=False)
     question = serializers.CharField(max_length=4000, allow_blank=True, required=False)
     owner = serializers.CharField(source="owner.username", read_only=True)
@@ -188,14 +201,32 @@ class ExperimentSerializer(
         return summary(experiment)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """Refuse values of the plan that are right one by one but not together."""
+        """Refuse values that are right one by one but not together."""
+        following = self._following_from_strategy(attrs)
         if changes := attrs.get("plan"):
+            for name in following.keys() & changes.keys():
+                if changes.pop(name) != following[name]:
+                    raise serializers.ValidationError({"plan": {name: [FOLLOWS]}})
             document = merged(with_task_of(self.plan_before(attrs), attrs.get("participations", [])), changes)
             together = {name: text for name, text in problems_of(document).items() if flatten(changes, [name])}
             if together:
                 sentences = {name: [f"{text[:1].upper()}{text[1:]}."] for name, text in together.items()}
                 raise serializers.ValidationError({"plan": nested(sentences)})
         return attrs
+
+    def _following_from_strategy(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Return the plan's fields that the strategy decides about; refuse options that it does not take."""
+        before = self.instance.strategy if self.instance else services.DEFAULT_STRATEGY
+        strategy = attrs.get("strategy", before)
+        kept = self.instance.strategy_options if self.instance and strategy == before else {}
+        options = attrs.get("strategy_options", kept)
+        if WEIGHTING.name in options:
+            reason = "How sites are weighted is a setting of its own: “weighting”."
+            raise serializers.ValidationError({"strategy_options": [reason]})
+        try:
+            return plan_fields(strategy, options)
+        except AggregationRefused as error:
+            raise serializers.ValidationError({"strategy_options": [error.reason]}) from error
 
     def plan_before(self, attrs: dict[str, Any]) -> dict[str, Any]:
         return self.instance.plan
@@ -282,6 +313,34 @@ class PresetSerializer(serializers.Serializer):
     plan = serializers.DictField()
 
 
+class OptionSerializer(serializers.Serializer):
+    """A number that a strategy leaves to the researcher."""
+
+    name = serializers.CharField()
+    title = serializers.CharField()
+    help = serializers.CharField()
+    default = serializers.FloatField()
+    low = serializers.FloatField(source="least")
+    high = serializers.FloatField(source="most")
+
+
+class StrategySerializer(serializers.Serializer):
+    """A way to aggregate: what it does, where it comes from, what it needs."""
+
+    name = serializers.CharField()
+    title = serializers.CharField()
+    about = serializers.CharField()
+    paper = serializers.CharField()
+    weighted = serializers.BooleanField(help_text="Whether sites may count by their cases.")
+    min_sites = serializers.IntegerField(help_text="Updates that every round needs.")
+    options = serializers.SerializerMethodField()
+
+    @extend_schema_field(OptionSerializer(many=True))
+    def get_options(self, strategy: Strategy) -> Any:
+        return OptionSerializer([option for option in strategy.options if option is not WEIGHTING], many=True).data
+
+
 class PlanSchemaSerializer(serializers.Serializer):
+    strategies = StrategySerializer(many=True)
     settings = SettingSerializer(many=True)
     presets = PresetSerializer(many=True)

@@ -16,6 +16,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from fedportal.accounts.models import User
+from fedportal.aggregation.strategies import plan_fields
 from fedportal.experiments import journal, lifecycle
 from fedportal.experiments.models import Event, Experiment, Participation, Round, SiteRun
 from fedportal.experiments.plan import PRESETS, merged, preset_plan, with_task_of
@@ -40,6 +41,8 @@ EDITABLE = frozenset(
     }
 )
 """Fields of a draft that people set; ``rounds_planned`` follows the plan."""
+
+DEFAULT_STRATEGY = str(Experiment._meta.get_field("strategy").default)
 
 AGAIN = frozenset({SiteRunState.FAILED, SiteRunState.TIMED_OUT, SiteRunState.REJECTED, SiteRunState.SKIPPED})
 """Site-run states that a person may ask to try again."""
@@ -108,6 +111,8 @@ def create_draft(
     if participants:
         options["min_sites"] = min(options["min_sites"], len(participants))
     options |= _editable(fields)
+    strategy, of_strategy = options.get("strategy", DEFAULT_STRATEGY), options.get("strategy_options", {})
+    document |= plan_fields(strategy, of_strategy)
     with transaction.atomic():
         experiment = Experiment.objects.create(
             owner=owner,
@@ -131,7 +136,8 @@ def update_draft(
 ) -> None:
     """Change a DRAFT: ``fields`` of :data:`EDITABLE`, ``plan`` laid over the plan, ``participants`` in place of the old.
 
-    The task follows the datasets; regions that were edited stay as long as channels and labels do. Raises
+    What the sites must know of the strategy (FedProx's μ, FedBN's layers) goes into the plan; options of another
+    strategy than the new one are dropped. The task follows the datasets; regions that were edited stay as long as channels and labels do. Raises
     :class:`NotADraft` when the experiment has started meanwhile.
     """
     values = _editable(fields)
@@ -142,6 +148,10 @@ def update_draft(
             datasets = list(participants)
             _take_part(experiment, datasets)
             document = with_task_of(document, datasets)
+        strategy = values.get("strategy", experiment.strategy)
+        if strategy != experiment.strategy:
+            values.setdefault("strategy_options", {})
+        document |= plan_fields(strategy, values.get("strategy_options", experiment.strategy_options))
         lifecycle.fence(
             experiment, **values, plan=document, rounds_planned=document.get("rounds", experiment.rounds_planned)
         )

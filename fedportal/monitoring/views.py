@@ -10,7 +10,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_safe
 
 from fedportal.experiments.models import Attempt, Event, Experiment, GlobalModel, LogPiece, Participation, SiteRun
-from fedportal.experiments.recipe import GROUPS, SETTINGS, value_of
+from fedportal.experiments.recipe import ALL_SETTINGS, GROUPS, has_effect, value_of
 from fedportal.experiments.services import AGAIN, STILL_TRAINING
 from fedportal.experiments.states import ExperimentState
 from fedportal.monitoring.access import visible_experiment
@@ -77,8 +77,9 @@ def experiment(request: HttpRequest, key: str) -> HttpResponse:
 
 def _settings(experiment: Experiment) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the recipe for reading: (title of a group, [(label, value with unit)])."""
+    used = [setting for setting in ALL_SETTINGS if has_effect(experiment, setting)]
     return [
-        (group.title, [(s.label, s.show(value_of(experiment, s))) for s in SETTINGS if s.group == group.name])
+        (group.title, [(s.label, s.show(value_of(experiment, s))) for s in used if s.group == group.name])
         for group in GROUPS
     ]
 

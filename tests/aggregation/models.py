@@ -17,13 +17,16 @@ Tensors = Mapping[str, np.ndarray]
 BUFFERS = ("norm.running_mean", "norm.running_var")
 
 
-def note(buffers: Sequence[str] = BUFFERS, round: int = 0) -> dict[str, str]:
-    return {"fedportal": json.dumps({"buffers": list(buffers), "round": round})}
+def note(buffers: Sequence[str] = BUFFERS, round: int = 0, local: Sequence[str] = ()) -> dict[str, str]:
+    own = {"buffers": list(buffers), "round": round} | ({"local": list(local)} if local else {})
+    return {"fedportal": json.dumps(own)}
 
 
-def save(path: Path, tensors: Tensors, *, buffers: Sequence[str] = BUFFERS, round: int = 0) -> Path:
+def save(
+    path: Path, tensors: Tensors, *, buffers: Sequence[str] = BUFFERS, round: int = 0, local: Sequence[str] = ()
+) -> Path:
     # The library writes the bytes of an array that is not contiguous, or has no dimension, wrongly or not at all.
-    save_file({key: np.array(value, order="C") for key, value in tensors.items()}, path, note(buffers, round))
+    save_file({key: np.array(value, order="C") for key, value in tensors.items()}, path, note(buffers, round, local))
     return path
 
 

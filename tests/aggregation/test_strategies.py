@@ -1,68 +1,52 @@
-"""What strategies declare, what forms may refuse, and that the port carries strategies still to come."""
+"""What strategies declare, what forms may refuse, and how their memory travels."""
+
+import math
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from fedportal.aggregation.errors import AggregationRefused
-from fedportal.aggregation.strategies import STRATEGIES, FedAvg, complete_options, refusal
+from fedportal.aggregation.merge import Contribution, aggregate
+from fedportal.aggregation.strategies import STRATEGIES, complete_options, plan_fields, refusal
+from fedportal.aggregation.strategies.robust import trimmed_on_each_side
 from fedportal.aggregation.weights import read_header
-from tests.aggregation.models import BUFFERS, merged, network
+from tests.aggregation.models import BUFFERS, merged, network, save
+from trainer.contract import TrainingPlan
+
+NUMBERS = [(name, option) for name, strategy in STRATEGIES.items() for option in strategy.options if not option.choices]
 
 
-class Momentum(FedAvg):
-    """A server optimizer as one of the next strategies will be: it keeps a velocity per trained parameter."""
-
-    name = "momentum"
-    uses_server_state = True
-
-    def slots(self, options):
-        return {"velocity": 0.0}
-
-    def step(self, model, combined, state, options):
-        state["velocity"] *= 0.5
-        state["velocity"] += combined - model
-        np.add(model, state["velocity"], out=combined)
-
-
-class Median(FedAvg):
-    """A strategy that needs all sites' values at once."""
-
-    name = "median"
-    min_sites = 3
-    weighted = False
-    handles_buffers = False
-    options = ()
-
-    def counts(self, cases, options):
-        return [min(count, 1) for count in cases]
-
-    def combine(self, values, out):
-        rows = np.stack([values.read(site).astype(np.float64) for site in range(len(values.weights))])
-        np.median(rows, axis=0, out=out)
-
-
-@pytest.fixture(autouse=True)
-def more_strategies(monkeypatch):
-    for strategy in (Momentum(), Median()):
-        monkeypatch.setitem(STRATEGIES, strategy.name, strategy)
-
-
-def test_the_registry_offers_fedavg_under_its_name():
-    fedavg = STRATEGIES["fedavg"]
-    assert (fedavg.name, fedavg.min_sites, fedavg.weighted, fedavg.uses_server_state) == ("fedavg", 1, True, False)
-    assert "1602.05629" in fedavg.paper
+def test_the_registry_offers_every_strategy_with_its_paper():
+    assert list(STRATEGIES) == [
+        "fedavg", "fedprox", "fedbn", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "median", "trimmed_mean",
+    ]  # fmt: skip
+    for name, strategy in STRATEGIES.items():
+        assert strategy.name == name
+        assert "arXiv:" in strategy.paper
+        assert strategy.about.endswith(".")
+        assert bool(strategy.slots(complete_options(strategy, {}))) == strategy.uses_server_state
+        assert bool(strategy.why_min_sites) == (strategy.min_sites > 1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"strategy": "fedavg", "sites": 0}, "needs at least 1 sites"),
-        ({"strategy": "median", "sites": 2}, "needs at least 3 sites, there are 2"),
-        ({"strategy": "median", "sites": 3, "has_buffers": True}, "running statistics"),
+        ({"strategy": "fedavg", "sites": 0}, "needs at least 1 site in every round, not 0"),
+        ({"strategy": "median", "sites": 2}, "needs at least 3 sites in every round, not 2: of two values"),
+        (
+            {"strategy": "trimmed_mean", "sites": 2},
+            "needs at least 3 sites in every round, not 2: one value is cut off",
+        ),
         ({"strategy": "fedsgd", "sites": 3}, "There is no strategy 'fedsgd'"),
         ({"strategy": "fedavg", "sites": 3, "options": {"weighting": "size"}}, "one of cases, uniform, not 'size'"),
         ({"strategy": "fedavg", "sites": 3, "options": {"momentum": 0.9}}, "has no option 'momentum'"),
+        ({"strategy": "median", "sites": 3, "options": {"weighting": "cases"}}, "has no option 'weighting'"),
+        ({"strategy": "fedbn", "sites": 3, "has_norm_entries": False}, "nothing to keep"),
+        *(
+            ({"strategy": name, "sites": 3, "treatment": "aggregate"}, "does not go with an averaged optimizer memory")
+            for name in ("fedbn", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "median", "trimmed_mean")
+        ),
     ],
 )
 def test_senseless_combinations_are_refused_with_a_reason(arguments, reason):
@@ -70,8 +54,45 @@ def test_senseless_combinations_are_refused_with_a_reason(arguments, reason):
 
 
 def test_sensible_combinations_are_not_refused():
-    assert refusal("fedavg", sites=1, options={"weighting": "uniform"}, has_buffers=True) is None
-    assert refusal("median", sites=3) is None
+    assert refusal("fedavg", sites=1, options={"weighting": "uniform"}, treatment="aggregate") is None
+    assert refusal("fedprox", sites=1, treatment="aggregate", has_norm_entries=False) is None
+    for name in STRATEGIES:
+        assert refusal(name, sites=3, treatment="keep") is None
+
+
+@pytest.mark.parametrize(("name", "option"), NUMBERS, ids=lambda value: getattr(value, "name", value))
+def test_every_number_has_a_range_with_its_default_inside(name, option):
+    assert math.isfinite(option.least)
+    assert math.isfinite(option.most)
+    assert option.least <= option.default <= option.most
+    for value in (option.least, option.default, option.most):
+        assert refusal(name, sites=3, options={option.name: value}) is None
+    below, above = np.nextafter(option.least, -math.inf), np.nextafter(option.most, math.inf)
+    for value in (below, above, math.nan, math.inf, True, "0.5", None):
+        assert option.title in refusal(name, sites=3, options={option.name: value})
+
+
+def test_a_trimmed_mean_never_trims_nothing_and_never_all():
+    """Flower's trims nothing with four sites and a share of 0.2, and everything with a half of an even number."""
+    (option,) = STRATEGIES["trimmed_mean"].options
+    for sites in range(STRATEGIES["trimmed_mean"].min_sites, 200):
+        for share in np.linspace(option.least, option.most, 49):
+            assert 1 <= trimmed_on_each_side(sites, share) < sites / 2
+    assert refusal("trimmed_mean", sites=4, options={"trim": 0.5})
+    assert refusal("trimmed_mean", sites=4, options={"trim": 0.0})
+
+
+@pytest.mark.parametrize(("sites", "share", "trimmed"), [(100, 0.29, 29), (4, 0.2, 1), (10, 0.2, 2), (5, 0.49, 2)])
+def test_the_share_trimmed_is_rounded_down_but_not_by_floating_point(sites, share, trimmed):
+    assert trimmed_on_each_side(sites, share) == trimmed
+
+
+def test_what_the_sites_must_know_follows_from_the_strategy():
+    rest = {"proximal_mu": 0.0, "local_layers": "none"}
+    assert plan_fields("fedadam", {}) == rest
+    assert plan_fields("fedprox", {"proximal_mu": 0.1}) == rest | {"proximal_mu": 0.1}
+    assert plan_fields("fedbn", {}) == rest | {"local_layers": "normalisation"}
+    assert rest.items() <= {name: getattr(TrainingPlan, name) for name in rest}.items()
 
 
 def test_options_are_completed_with_defaults():
@@ -87,12 +108,16 @@ def test_the_merge_refuses_what_a_form_would_refuse(tmp_path):
         merged(tmp_path, {"a": (network(), 1)}, options={"surplus": 1})
     with pytest.raises(AggregationRefused, match="at least 3 sites"):
         merged(tmp_path, {"a": (network(), 1), "b": (network(1), 1)}, strategy="median")
+    with pytest.raises(AggregationRefused, match="not 2"):  # a site that trained on no case has no voice
+        merged(
+            tmp_path, {name: (network(), cases) for name, cases in {"a": 1, "b": 1, "c": 0}.items()}, strategy="median"
+        )
 
 
 def test_server_state_travels_from_round_to_round(tmp_path):
     start, sites = network(0), {"a": (network(1), 1), "b": (network(2), 1)}
     state = tmp_path / "state"
-    common = {"reference": start, "strategy": "momentum", "state_out": state}
+    common = {"reference": start, "strategy": "fedavgm", "options": {"momentum": 0.5}, "state_out": state}
     first = load_file(merged(tmp_path, sites, **common).path)
     mean = (network(1)["conv.weight"].astype(float) + network(2)["conv.weight"]) / 2
     np.testing.assert_array_equal(
@@ -105,28 +130,46 @@ def test_server_state_travels_from_round_to_round(tmp_path):
     np.testing.assert_array_equal(second["conv.weight"], (start["conv.weight"] + velocity).astype(np.float32))
 
 
+def test_layers_that_stay_at_the_sites_are_named_in_the_global_model(tmp_path):
+    path = merged(tmp_path, {"a": (network(1), 1)}, reference=network(0), strategy="fedbn").path
+    assert read_header(path).local == set()
+    local = ("norm.weight", *BUFFERS)
+    reference = save(tmp_path / "named", network(0), local=local)
+    update = Contribution("a", save(tmp_path / "update", network(1)), 1)
+    aggregate(
+        reference=reference,
+        contributions=[update],
+        strategy="fedbn",
+        options={},
+        state_in=None,
+        out=path,
+        state_out=None,
+    )
+    assert read_header(path).local == set(local)
+
+
 def test_buffers_and_counters_never_see_the_server_optimizer(tmp_path):
     sites = {"a": (network(1), 1), "b": (network(2), 1)}
-    moved = load_file(merged(tmp_path, sites, reference=network(0), strategy="momentum", state_out=tmp_path / "s").path)
+    moved = load_file(merged(tmp_path, sites, reference=network(0), strategy="fedavgm", state_out=tmp_path / "s").path)
     plain = load_file(merged(tmp_path, sites, reference=network(0)).path)
     for key in (*BUFFERS, "norm.num_batches_tracked"):
         np.testing.assert_array_equal(moved[key], plain[key])
 
 
 def test_a_state_that_does_not_fit_changes_nothing(tmp_path):
-    merged(tmp_path, {"a": ({"w": np.ones(2, np.float32)}, 1)}, strategy="momentum", state_out=tmp_path / "state")
+    merged(tmp_path, {"a": ({"w": np.ones(2, np.float32)}, 1)}, strategy="fedavgm", state_out=tmp_path / "state")
     before = (tmp_path / "state").read_bytes()
     with pytest.raises(AggregationRefused, match="state of the last round does not fit"):
         merged(
             tmp_path,
             {"a": (network(), 1)},
-            strategy="momentum",
+            strategy="fedavgm",
             state_in=tmp_path / "state",
             state_out=tmp_path / "state",
         )
     assert (tmp_path / "state").read_bytes() == before
     with pytest.raises(AggregationRefused, match="needs a place"):
-        merged(tmp_path, {"a": (network(), 1)}, strategy="momentum")
+        merged(tmp_path, {"a": (network(), 1)}, strategy="fedavgm")
 
 
 def test_a_median_sees_all_sites_values(tmp_path):

@@ -32,6 +32,7 @@ from trainer.contract import (
     attempt_prefix,
     canonical_json,
     global_model_key,
+    has_norm_entries,
     manifest_from_json,
     metric_from_json,
     metrics_token,
@@ -174,12 +175,37 @@ REFUSED_PLANS = {
     "precision": {"precision": "bfloat8"},
     "threads": {"threads": -1},
     "seed": {"seed": 2**31},
+    "proximal_mu": {"proximal_mu": 10.5},
+    "local_layers": {"local_layers": "everything"},
 }
 
 
 @pytest.mark.parametrize("name", REFUSED_PLANS)
 def test_every_field_of_the_plan_has_a_refused_value_that_names_it(name):
     assert name in plan_problems(dataclasses.replace(PLAN, **REFUSED_PLANS[name]))
+
+
+@pytest.mark.parametrize("value", [-0.1, 10.5, float("nan"), True, "0.1"])
+def test_a_proximal_term_is_a_number_from_0_to_10(value):
+    assert "proximal_mu" in plan_problems(dataclasses.replace(PLAN, proximal_mu=value))
+    assert not plan_problems(dataclasses.replace(PLAN, proximal_mu=0.01))
+
+
+@pytest.mark.parametrize(
+    ("network", "keeps"),
+    [
+        (Network(norm="instance"), False),
+        (Network(norm="batch"), True),
+        (Network(norm="group"), True),
+        (Network(name="segresnet", norm="instance"), False),
+        (Network(name="dynunet", norm="instance"), True),
+        (Network(name="attention_unet", norm="instance"), True),
+    ],
+)
+def test_layers_can_stay_at_a_site_only_where_they_have_something_to_keep(network, keeps):
+    plan = dataclasses.replace(PLAN, network=network, local_layers="normalisation")
+    assert has_norm_entries(network) is keeps
+    assert ("local_layers" not in plan_problems(plan)) is keeps
 
 
 def test_every_field_of_the_plan_is_covered_by_a_refused_value():

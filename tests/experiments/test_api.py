@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from rest_framework.test import APIClient
 
+from fedportal.aggregation.strategies import STRATEGIES
 from fedportal.experiments import services
 from fedportal.experiments.models import Experiment, GlobalModel, SiteRun
 from fedportal.experiments.plan import PRESETS
@@ -83,6 +84,34 @@ def test_what_is_read_can_be_sent_back(api, draft):
     assert answer.json()["participants"] == body["participants"]
 
 
+def test_a_strategy_comes_with_its_options_and_tells_the_plan_what_the_sites_need(api, draft):
+    body = api.patch(
+        address(draft), {"strategy": "fedprox", "strategy_options": {"proximal_mu": 0.1}}, format="json"
+    ).json()
+    assert (body["strategy_options"], body["plan"]["proximal_mu"]) == ({"proximal_mu": 0.1}, 0.1)
+    sent = {"strategy_options": {}}
+    assert api.patch(address(draft), sent, format="json").json()["plan"]["proximal_mu"] == 0.01
+    assert api.patch(address(draft), {"title": "Same"}, format="json").json()["plan"]["proximal_mu"] == 0.01
+    body = api.patch(address(draft), {"strategy": "fedbn"}, format="json").json()
+    assert (body["strategy_options"], body["plan"]["proximal_mu"]) == ({}, 0)
+    assert body["plan"]["local_layers"] == "normalisation"
+    body = api.patch(address(draft), {"strategy": "fedavg"}, format="json").json()
+    assert (body["plan"]["proximal_mu"], body["plan"]["local_layers"]) == (0, "none")
+
+
+def test_a_new_draft_may_have_any_strategy(api):
+    body = {"strategy": "trimmed_mean", "strategy_options": {"trim": 0.3}}
+    made = api.post(LIST, body, format="json")
+    assert (made.status_code, made.json()["strategy_options"]) == (201, {"trim": 0.3})
+    assert api.post(LIST, {"strategy": "fedprox"}, format="json").json()["plan"]["proximal_mu"] == 0.01
+
+
+def test_options_of_another_strategy_are_dropped_with_it(api, draft):
+    api.patch(address(draft), {"strategy": "fedadam", "strategy_options": {"learning_rate": 0.1}}, format="json")
+    body = api.patch(address(draft), {"strategy": "fedavgm"}, format="json").json()
+    assert (body["strategy"], body["strategy_options"]) == ("fedavgm", {})
+
+
 def test_a_change_leaves_the_rest(api, draft):
     before = api.get(address(draft)).json()
     changed = {"title": "New", "plan": {"rounds": 5, "task": {"regions": [{"name": "tumour", "labels": [1, 2, 3]}]}}}
@@ -114,6 +143,35 @@ REFUSED = [
     ({"key": "abcd2345"}, "key"),
     ({"owner": "eve"}, "owner"),
     ({"strategy": "voting"}, "strategy"),
+    ({"strategy_options": 3}, "strategy_options"),
+    ({"strategy_options": {"momentum": 0.5}}, "strategy_options"),
+    ({"strategy_options": {"weighting": "cases"}}, "strategy_options"),
+    *(
+        ({"strategy": strategy, "strategy_options": {option: value}}, "strategy_options")
+        for strategy, option, value in [
+            ("fedprox", "proximal_mu", 0),
+            ("fedprox", "proximal_mu", 11),
+            ("fedprox", "mu", 0.1),
+            ("fedbn", "proximal_mu", 0.1),
+            ("fedavgm", "momentum", 1),
+            ("fedavgm", "learning_rate", "1"),
+            ("fedadam", "learning_rate", 0),
+            ("fedadam", "beta1", -0.1),
+            ("fedadam", "beta2", 1),
+            ("fedadam", "tau", 0),
+            ("fedyogi", "tau", 2),
+            ("fedyogi", "beta1", True),
+            ("fedadagrad", "beta2", 0.9),
+            ("fedadagrad", "learning_rate", None),
+            ("median", "trim", 0.2),
+            ("trimmed_mean", "trim", 0.5),
+            ("trimmed_mean", "trim", 0),
+        ]
+    ),
+    ({"plan": {"proximal_mu": 0.1}}, "plan.proximal_mu"),
+    ({"strategy": "fedprox", "plan": {"proximal_mu": 0.1}}, "plan.proximal_mu"),
+    ({"plan": {"local_layers": "normalisation"}}, "plan.local_layers"),
+    ({"plan": {"local_layers": "all"}}, "plan.local_layers"),
     ({"weighting": "mood"}, "weighting"),
     ({"max_relative_norm": 0}, "max_relative_norm"),
     ({"max_relative_norm": "1"}, "max_relative_norm"),
@@ -324,6 +382,12 @@ def test_the_schema_tells_every_setting_with_its_range_and_default(api):
     assert settings["network.name"]["choices"]["segresnet"] == "SegResNet"
     assert (settings["min_sites"]["in_plan"], settings["patch"]["optional"]) == (False, True)
     assert [preset["name"] for preset in body["presets"]] == list(PRESETS)
+    strategies = {strategy["name"]: strategy for strategy in body["strategies"]}
+    assert list(strategies) == list(STRATEGIES)
+    (trim,) = strategies["trimmed_mean"]["options"]
+    assert (trim["name"], trim["low"], trim["high"], trim["default"]) == ("trim", 0.01, 0.49, 0.2)
+    assert (strategies["median"]["min_sites"], strategies["median"]["weighted"]) == (3, False)
+    assert strategies["fedavg"]["options"] == []
 
 
 def test_put_is_not_offered(api, draft):

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from fedportal.aggregation.strategies import STRATEGIES, plan_fields
 from fedportal.experiments import services
 from fedportal.experiments.models import Weighting
 from fedportal.experiments.plan import (
@@ -18,7 +19,7 @@ from fedportal.experiments.plan import (
     summary,
     with_task_of,
 )
-from fedportal.experiments.recipe import BY_NAME, SETTINGS, Kind, flatten, has_effect, of_section
+from fedportal.experiments.recipe import ALL_SETTINGS, BY_NAME, SETTINGS, Kind, flatten, has_effect, of_section
 from tests.factories import BRAIN_TASK, ada, make_dataset, make_experiment, make_plan, make_site
 from trainer.contract import TrainingPlan, plan_from_json, plan_problems
 
@@ -83,7 +84,9 @@ def test_every_setting_of_the_contract_has_a_line_in_the_table():
     del document["task"]
     names = {f"{name}.{part}" for name, value in document.items() if isinstance(value, dict) for part in value}
     names |= {name for name, value in document.items() if not isinstance(value, dict)}
-    assert {setting.name for setting in OF_PLAN} == names
+    following = set(plan_fields("fedavg", {}))
+    assert {setting.name for setting in OF_PLAN} == names - following
+    assert following < names
 
 
 @pytest.mark.parametrize("setting", [s for s in OF_PLAN if s.low is not None], ids=lambda s: s.name)
@@ -116,7 +119,7 @@ def test_the_choices_of_the_table_are_those_of_the_contract(setting):
 
 def test_every_setting_stands_in_one_section():
     shown = [s.name for section in ("recipe", "rounds") for _, settings in of_section(section) for s in settings]
-    assert sorted(shown) == sorted(s.name for s in SETTINGS)
+    assert sorted(shown) == sorted(s.name for s in ALL_SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ def test_a_setting_without_effect_is_not_spoken_of():
     assert not has_effect(experiment, momentum)
     experiment.plan = merged(experiment.plan, {"optimizer": {"name": "sgd"}})
     assert has_effect(experiment, momentum)
-    for setting in SETTINGS:
+    for setting in ALL_SETTINGS:
         name, values = setting.needs
         assert not name or set(values) < dict(BY_NAME[name].choices).keys()
 
@@ -209,3 +212,30 @@ def test_differences_name_what_differs_and_nothing_else():
         "Task: regions",
     ]
     assert ("Rounds", "2 rounds", "30 rounds") in differences(original, twin)
+
+
+@pytest.mark.django_db
+def test_the_options_of_the_chosen_strategy_stand_in_the_summary_and_in_differences():
+    owner = ada()
+    plain, other = (make_experiment(owner, sites=0) for _ in range(2))
+    other.strategy, other.strategy_options = "fedavgm", {"momentum": 0.5}
+    assert "by FedAvgM (server learning rate 1, server momentum 0.5), weighted by" in summary(other)
+    assert differences(plain, other) == [
+        ("Strategy", "Federated averaging", "FedAvgM"),
+        ("Server learning rate", "—", "1"),
+        ("Server momentum", "—", "0.5"),
+    ]
+    other.strategy, other.strategy_options = "median", {}
+    assert "by coordinate-wise median, every site counting the same" in summary(other)
+    assert differences(plain, other)[0] == ("Strategy", "Federated averaging", "Coordinate-wise median")
+    assert not has_effect(other, BY_NAME["weighting"])
+
+
+def test_every_option_of_every_strategy_is_a_setting_with_its_range():
+    for strategy in STRATEGIES.values():
+        for option in strategy.options:
+            if option.name != "weighting":
+                setting = BY_NAME[f"{strategy.name}.{option.name}"]
+                assert (setting.low, setting.high, setting.default) == (option.least, option.most, option.default)
+                assert setting.help.startswith(f"{strategy.title}: ")
+                assert len(setting.help) > len(strategy.title) + 10

@@ -92,6 +92,14 @@ def fields(**values):
     return change
 
 
+def averaged_moments(strategy, norm="instance"):
+    def change(experiment):
+        fields(strategy=strategy)(experiment)
+        plan(optimizer__treatment="aggregate", network__norm=norm)(experiment)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("spoil", "section", "says"),
     [
@@ -118,6 +126,15 @@ def fields(**values):
         (fields(deadline_minutes=0), "rounds", "Set a deadline above 0 minutes."),
         (fields(strategy="voting"), "rounds", "There is no strategy 'voting'"),
         (fields(strategy_options={"luck": 1}), "rounds", "has no option 'luck'"),
+        (fields(strategy="trimmed_mean"), "rounds", "needs at least 3 sites in every round, not 2"),
+        (fields(strategy="median"), "rounds", "of two values the median is their mean"),
+        (fields(strategy="fedadam", strategy_options={"tau": 2}), "rounds", "Adaptivity τ is a number from 1e-09 to 1"),
+        (fields(strategy="fedprox"), "rounds", "does not tell the sites what the strategy needs"),
+        (plan(proximal_mu=0.1), "rounds", "does not tell the sites what the strategy needs"),
+        (fields(strategy="fedbn"), "rounds", "have nothing to keep: choose batch or group"),
+        (plan(local_layers="normalisation"), "recipe", "Strategy: the normalisation layers of this network"),
+        (averaged_moments("fedadam"), "rounds", "it keeps a memory of its own at the portal"),
+        (averaged_moments("fedbn", norm="batch"), "rounds", "would be moved by other sites' gradients"),
     ],
 )
 def test_a_start_is_refused_with_the_reason_and_its_section(spoil, section, says):

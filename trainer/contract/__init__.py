@@ -34,6 +34,7 @@ from trainer.contract.names import (
 )
 from trainer.contract.plan import (
     AUGMENTATIONS,
+    LOCAL_LAYERS,
     LOSSES,
     NETWORKS,
     OPTIMIZERS,
@@ -47,6 +48,7 @@ from trainer.contract.plan import (
     Task,
     TrainingPlan,
     Validation,
+    has_norm_entries,
     plan_from_json,
     plan_problems,
 )
@@ -67,6 +69,7 @@ __all__ = [
     "AUGMENTATIONS",
     "CONTRACT_VERSION",
     "EXPLANATIONS",
+    "LOCAL_LAYERS",
     "LOG_NAME",
     "LOSSES",
     "MANIFEST_NAME",
@@ -104,6 +107,7 @@ __all__ = [
     "attempt_prefix",
     "canonical_json",
     "global_model_key",
+    "has_norm_entries",
     "manifest_from_json",
     "metric_from_json",
     "metrics_token",

@@ -18,6 +18,7 @@ TREATMENTS = ("reset", "keep", "aggregate")
 SCHEDULES = ("constant", "cosine", "polynomial", "step")
 AUGMENTATIONS = ("none", "light", "standard", "strong")
 PRECISIONS = ("float32", "mixed")
+LOCAL_LAYERS = ("none", "normalisation")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class TrainingPlan:
     ``patch``: edge lengths in voxels of what the network sees, ``None`` = the whole (padded) volume.
     ``spacing``: mm per voxel to resample to, ``None`` = as stored.
     ``threads``: CPU threads of the trainer, 0 = the site decides. ``seed`` makes a run repeatable.
+    ``proximal_mu``: μ of the term μ/2·‖w − w_global‖² that FedProx adds to the loss, 0 = none.
+    ``local_layers``: layers of which each site keeps its own from round to round (FedBN: *normalisation*).
     """
 
     task: Task
@@ -107,6 +110,8 @@ class TrainingPlan:
     precision: str = "float32"
     threads: int = 0
     seed: int = 0
+    proximal_mu: float = 0.0
+    local_layers: str = "none"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; :func:`plan_from_json` reads it back to an equal plan."""
@@ -149,6 +154,12 @@ def plan_from_json(document: Mapping[str, Any]) -> TrainingPlan:
     if problems:
         raise ContractError("plan: " + "; ".join(f"{name}: {text}" for name, text in problems.items()), problems)
     return plan
+
+
+def has_norm_entries(network: Network) -> bool:
+    """Whether a network's normalisation layers have parameters or buffers: MONAI's instance normalisation has none,
+    except where a network asks for it (DynUNet) or always has others (batch in the Attention U-Net, layer in SwinUNETR)."""
+    return network.norm != "instance" or network.name in ("dynunet", "attention_unet", "swin_unetr")
 
 
 def plan_problems(plan: TrainingPlan) -> dict[str, str]:
@@ -239,6 +250,13 @@ def plan_problems(plan: TrainingPlan) -> dict[str, str]:
     need(plan.precision in PRECISIONS, "precision", f"choose one of {', '.join(PRECISIONS)}")
     need(whole(plan.threads, 0, 256), "threads", "0 to 256")
     need(whole(plan.seed, 0, 2**31 - 1), "seed", "0 to 2147483647")
+    need(number(plan.proximal_mu, 0, 10), "proximal_mu", "between 0 and 10")
+    need(plan.local_layers in LOCAL_LAYERS, "local_layers", f"choose one of {', '.join(LOCAL_LAYERS)}")
+    need(
+        plan.local_layers == "none" or has_norm_entries(n),
+        "local_layers",
+        "the normalisation layers of this network have nothing to keep",
+    )
     return found
 
 

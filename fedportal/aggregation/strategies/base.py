@@ -1,10 +1,10 @@
-"""How updates become one model: each strategy says what it needs, so that a form can refuse what makes no sense.
+"""What a strategy is: what a form may know about it, and the two movements of a merge.
 
 A strategy works on one chunk of one entry at a time and sees plain float64 arrays; it knows nothing of files,
 memory or sites' names. It acts in two movements: :meth:`Strategy.combine` makes one value out of the sites'
 values, and :meth:`Strategy.step`, for strategies with server state (momentum, Adam at the server), moves the
-global model towards it. Buffers are always the weighted mean and never see ``step``: a server optimizer on
-running variances makes them negative.
+global model towards it. ``step`` sees trained parameters only: a server optimizer on running variances would make
+them negative.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedportal.aggregation.dtypes import Float64s
-from fedportal.aggregation.errors import AggregationRefused
 
 OptionValue = str | float
 
@@ -33,6 +32,7 @@ class Option:
     choices: tuple[str, ...] = ()
     least: float = -math.inf
     most: float = math.inf
+    help: str = ""
 
     def refusal(self, value: object) -> str | None:
         if self.choices:
@@ -43,6 +43,9 @@ class Option:
         if number and self.least <= float(str(value)) <= self.most:
             return None
         return f"{self.title} is a number from {self.least:g} to {self.most:g}, not {value!r}."
+
+
+WEIGHTING = Option(name="weighting", title="Weighting of sites", default="cases", choices=("cases", "uniform"))
 
 
 class SiteValues(Protocol):
@@ -58,67 +61,46 @@ class SiteValues(Protocol):
         ...
 
 
-class Strategy(Protocol):
-    """What a form and the aggregation know about a way to aggregate."""
+class Strategy:
+    """A way to aggregate: as it stands the weighted mean, from which each strategy departs in what it declares."""
 
     name: str
     title: str
+    about: str
+    """What it does and when it helps, in a sentence for the form."""
     paper: str
-    min_sites: int
-    weighted: bool
-    """Whether sites may count by their cases; otherwise every site has one voice."""
-    uses_server_state: bool
-    handles_buffers: bool
-    """Whether networks with running statistics (batch normalisation) may be aggregated."""
-    options: Sequence[Option]
+    options: Sequence[Option] = ()
+    min_sites: int = 1
+    why_min_sites: str = ""
+    uses_server_state: bool = False
+    merges_buffers: bool = False
+    """Whether :meth:`combine` makes the floating buffers too; otherwise they are the weighted mean."""
+    needs_norm_entries: bool = False
+    """Whether it makes sense only where normalisation layers have something to learn or to remember."""
+    why_no_averaged_moments: str = ""
+    """Why the sites' optimizer state cannot be averaged and sent back beside it; empty: it can."""
+
+    @property
+    def weighted(self) -> bool:
+        """Whether sites may count by their cases; otherwise every site has one voice."""
+        return any(option is WEIGHTING for option in self.options)
+
+    def plan_fields(self, options: Mapping[str, OptionValue]) -> dict[str, Any]:
+        """Return what the plan has to tell the sites, by field of :class:`trainer.contract.TrainingPlan`."""
+        return {}
 
     def counts(self, cases: Sequence[int], options: Mapping[str, OptionValue]) -> list[int]:
-        """Return how much each site counts; 0 for a site whose update has no part in the result."""
-        ...
+        """Return how much each site counts: its cases, or 1; 0 for a site whose update has no part in the result."""
+        if options.get("weighting") == "cases":
+            return list(cases)
+        return [min(count, 1) for count in cases]
 
-    def combine(self, values: SiteValues, out: Float64s) -> None:
+    def combine(self, values: SiteValues, out: Float64s, options: Mapping[str, OptionValue]) -> None:
         """Write one value per element into ``out``."""
-        ...
-
-    def slots(self, options: Mapping[str, OptionValue]) -> Mapping[str, float]:
-        """Return the server state kept per parameter: its name and the value that it starts with."""
-        ...
-
-    def step(
-        self,
-        model: Float64s,
-        combined: Float64s,
-        state: Mapping[str, Float64s],
-        options: Mapping[str, OptionValue],
-    ) -> None:
-        """Turn ``combined`` into the new global model, in place, and ``state`` into the new state."""
-        ...
-
-
-class FedAvg:
-    """The weighted mean of the sites' models, each key by itself."""
-
-    name = "fedavg"
-    title = "Federated averaging"
-    paper = "McMahan et al., AISTATS 2017, arXiv:1602.05629"
-    min_sites = 1
-    weighted = True
-    uses_server_state = False
-    handles_buffers = True
-    options: Sequence[Option] = (
-        Option(name="weighting", title="Weighting of sites", default="cases", choices=("cases", "uniform")),
-    )
-
-    def counts(self, cases: Sequence[int], options: Mapping[str, OptionValue]) -> list[int]:
-        """Return the cases, or 1 for every site that trained on any."""
-        if options["weighting"] == "uniform":
-            return [min(count, 1) for count in cases]
-        return list(cases)
-
-    def combine(self, values: SiteValues, out: Float64s) -> None:
         weighted_mean(values, out)
 
     def slots(self, options: Mapping[str, OptionValue]) -> Mapping[str, float]:
+        """Return the server state kept per parameter: its name and the value that it starts with."""
         return {}
 
     def step(
@@ -128,7 +110,11 @@ class FedAvg:
         state: Mapping[str, Float64s],
         options: Mapping[str, OptionValue],
     ) -> None:
-        """Leave the mean as it is: it is the new global model."""
+        """Turn ``combined`` into the new global model, in place, and ``state`` into the new state."""
+
+
+def number(options: Mapping[str, OptionValue], name: str) -> float:
+    return float(options[name])
 
 
 def weighted_mean(values: SiteValues, out: Float64s) -> None:
@@ -155,35 +141,3 @@ def weighted_mean(values: SiteValues, out: Float64s) -> None:
     np.divide(out, float(sum(values.weights)), out=out)
     if least is not None and most is not None:
         np.clip(out, least, most, out=out)
-
-
-STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in (FedAvg(),)}
-
-
-def refusal(
-    strategy: str, *, sites: int, options: Mapping[str, object] | None = None, has_buffers: bool = False
-) -> str | None:
-    """Return why a strategy cannot be used like this, in a sentence for a form, or ``None``."""
-    known = STRATEGIES.get(strategy)
-    if known is None:
-        return f"There is no strategy {strategy!r}; there are {', '.join(STRATEGIES)}."
-    if sites < known.min_sites:
-        return f"{known.title} needs at least {known.min_sites} sites, there are {sites}."
-    if has_buffers and not known.handles_buffers:
-        return f"{known.title} cannot merge the running statistics of this network: choose a norm without them."
-    given = dict(options or {})
-    for option in known.options:
-        trouble = option.refusal(given.pop(option.name, option.default))
-        if trouble:
-            return trouble
-    if given:
-        return f"{known.title} has no option {', '.join(map(repr, given))}."
-    return None
-
-
-def complete_options(strategy: Strategy, given: Mapping[str, Any]) -> dict[str, OptionValue]:
-    """Return the options with defaults filled in. Raises :class:`AggregationRefused` for one that does not fit."""
-    trouble = refusal(strategy.name, sites=strategy.min_sites, options=given)
-    if trouble:
-        raise AggregationRefused(trouble)
-    return {option.name: given.get(option.name, option.default) for option in strategy.options}
