@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import html
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from trainer.contract import Put, attempt_key, signed
 from trainer.exchange import versions
 from trainer.inspect import inspect
 from trainer.install import fingerprint
-from trainer.transfer import new_session
+from trainer.transfer import Courier, new_session
 
 if TYPE_CHECKING:
     from trainer.task import SiteFile
@@ -68,6 +71,18 @@ def report(site: SiteFile, conf: dict[str, Any]) -> dict[str, Any]:
     if isinstance(conf.get("store"), dict):
         found["store"] = _round_trip(conf["store"])
     return found
+
+
+def hand_in(document: dict[str, Any], conf: Mapping[str, Any], key: bytes) -> bool:
+    """Put a report, signed, where ``conf`` says (``run``, ``report_url``): a site that polls cannot be asked for it.
+
+    ``key``: the site's. Returns whether it was wanted. Raises :class:`~trainer.job.Fault` when it cannot be put.
+    """
+    run, url = str(conf.get("run") or ""), html.unescape(str(conf.get("report_url") or ""))
+    if not run or not url:
+        return False
+    Courier(patience=60.0).put(Put(url=url), signed(document, attempt_key(key, run)), "the report")
+    return True
 
 
 def gpus() -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from fedportal.connectors.base import CheckReport, CheckStep, DatasetReport, LogChunk, RunState, RunStatus
 from fedportal.connectors.errors import SiteUnreachable
 from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
-from trainer.contract import LaunchTicket
+from trainer.contract import CONTRACT_VERSION, LaunchTicket
 
 SILENT_AFTER = 60.0
 """Seconds without a poll after which a site counts as silent. Kaapana polls every 5 s (``REMOTE_SYNC_INTERVAL``)."""
@@ -212,7 +212,7 @@ class KaapanaPullConnector(Configured):
 
     def launch(self, ticket: LaunchTicket) -> bool:
         # The key stays here: what travels in a conf is stored and shown by schedulers.
-        job = {"run": ticket.run, "spec_url": ticket.spec_url, "dataset": ticket.dataset}
+        job = {"run": ticket.run, "spec_url": ticket.spec_url, "dataset": ticket.dataset, "contract": CONTRACT_VERSION}
         conf: dict[str, Any] = {"fedportal": job, "workflow_form": {"username": "fedportal"}}
         if self._project:
             conf["project_form"] = self._project

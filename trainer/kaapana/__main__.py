@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.__main__ import main as trainer
+from trainer.check import hand_in
 from trainer.contract import Exit
 from trainer.exchange import Inputs, Work, train_or_evaluate, versions
 from trainer.inspect import inspect
@@ -49,7 +50,9 @@ def main(argv: Sequence[str] | None = None, *, work: Work = train_or_evaluate) -
             case "offer":
                 pod.offer()
             case "check":
-                _say("check", report=pod.check())
+                report = pod.check()
+                _say("check", report=report)
+                pod.hand_in(report)
     except Fault as fault:
         _say(fault.message, level="error", exit_code=int(fault.exit))
         return int(fault.exit)
@@ -141,6 +144,11 @@ class Pod:
             "site_key": bool(os.environ.get("FEDPORTAL_SITE_KEY")),
             "datasets": inspect(self.data_root),
         }
+
+    def hand_in(self, report: dict[str, Any]) -> None:
+        """Send the report to a portal that cannot read this run's log, because this site polls it."""
+        if key := os.environ.get("FEDPORTAL_SITE_KEY", "").strip():
+            hand_in(report, self._form("fedportal"), bytes.fromhex(key))
 
     def _convert(self, inputs: Inputs) -> float:
         """Make the dataset that the job names of the batch, if the pods before have fetched one; return the seconds."""

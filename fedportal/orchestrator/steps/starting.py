@@ -16,7 +16,7 @@ PATIENCE = 0.5
 """Seconds that a step waits for its quick errands; what comes later is taken by a later step."""
 MISBEHAVED_TOO_OFTEN = 5
 
-POLL = {"local": (0.5, 1.0)}
+POLL = {"local": (0.5, 1.0), "kaapana-pull": (1.0, 2.0)}  # the latter reads the portal's own rows
 POLL_REMOTE = (2.0, 15.0)
 LOGS = {"local": (1.0, 5.0)}
 LOGS_REMOTE = (5.0, 30.0)
