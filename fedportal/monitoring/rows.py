@@ -26,7 +26,7 @@ from trainer.contract import Phase
 R = TypeVar("R", Event, Row)
 FIELDS = ("id", "site", "attempt", "round_number", "phase", "name", "region", "step", "progress", "value", "at")
 BATCH = 2000
-OVERLAP = 2000
+OVERLAP = 1000
 """How many ids a reader steps back on PostgreSQL: far more than are handed out while one insert commits."""
 LATE_SECONDS = 10.0
 """How long after a row was seen one with a lower id may still appear there."""
@@ -90,7 +90,7 @@ class Follower(Generic[R]):
         return rows
 
     def _ids(self) -> Iterable[int]:
-        return self._rows.filter(id__gt=self._low, id__lte=self.last).values_list("id", flat=True)
+        return self._rows.filter(id__gt=self._low, id__lte=self.last).order_by().values_list("id", flat=True)
 
     def _remember(self, rows: Sequence[R]) -> None:
         self._seen.update(row.id for row in rows)

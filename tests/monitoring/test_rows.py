@@ -26,12 +26,19 @@ def test_a_cursor_is_read_as_it_is_written():
     assert Cursor.parse(str(Cursor(12, 345))) == Cursor(12, 345)
 
 
-def test_on_sqlite_nobody_needs_to_step_back():
-    assert Cursor(5000, 6000).stepped_back() == Cursor(5000, 6000)
+@pytest.mark.parametrize(("vendor", "back"), [("sqlite", 0), ("postgresql", rows.OVERLAP)])
+def test_only_where_ids_are_not_in_order_one_steps_back(vendor, back, monkeypatch):
+    monkeypatch.setattr(rows.connection, "vendor", vendor)
+    assert Cursor(5000, 6000).stepped_back() == Cursor(5000 - back, 6000 - back)
+
+
+def test_stepping_back_never_eats_up_a_whole_piece():
+    assert rows.OVERLAP < rows.BATCH, "else a line that breaks after every piece would never get on"
 
 
 def test_what_was_missed_comes_once_in_order_and_in_pieces(running, monkeypatch):
     monkeypatch.setattr(rows, "BATCH", 7)
+    monkeypatch.setattr(rows, "OVERLAP", 0)
     first = scenes.open_round(running, 1)
     scenes.train(first, "mainz", range(1, 6))
     cursor = newest_cursor(running)
@@ -48,6 +55,7 @@ def test_what_was_missed_comes_once_in_order_and_in_pieces(running, monkeypatch)
 
 def test_going_on_from_any_cursor_on_the_way_loses_and_repeats_nothing(running, monkeypatch):
     monkeypatch.setattr(rows, "BATCH", 4)
+    monkeypatch.setattr(rows, "OVERLAP", 0)
     first = scenes.open_round(running, 1)
     scenes.train(first, "mainz", range(1, 20))
     steps, cursor = [], Cursor()

