@@ -40,7 +40,7 @@ LEASE = timedelta(seconds=15)
 RENEW_EVERY = 5.0
 STORE_PAUSE = timedelta(seconds=2)
 MOST_STUMBLES = 5
-NEWS_EVERY = 0.015
+NEWS_EVERY = 0.01
 """While lingering: pause between two looks for signs at sites that can be asked for nothing."""
 WAKES_EVERY = 0.025
 """While lingering: pause between two looks for wake-ups; one query on a key, 0.2 ms."""

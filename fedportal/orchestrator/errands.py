@@ -54,8 +54,11 @@ class Errands:
         with self._lock:
             self._owners.pop(owner, None)
 
-    def start(self, key: Hashable, call: Callable[[], Any], *, is_large: bool = False) -> bool:
-        """Start ``call`` in a thread of its own, unless one of that key is under way or not yet taken."""
+    def start(self, key: Hashable, call: Callable[[], Any], *, is_large: bool = False, is_news: bool = True) -> bool:
+        """Start ``call`` in a thread of its own, unless one of that key is under way or not yet taken.
+
+        One that is no news wakes nobody when it is done: its result can wait for the next step.
+        """
         with self._lock:
             if key in self._errands:
                 return False
@@ -63,7 +66,7 @@ class Errands:
             self._errands = {
                 k: e for k, e in self._errands.items() if now - e.begun < FORGOTTEN_AFTER or not e.done.is_set()
             }
-            errand = self._errands[key] = Errand()
+            errand = self._errands[key] = Errand(is_announced=not is_news)
         # Daemon threads: a hanging site must not keep the orchestrator from ending.
         threading.Thread(target=self._run, args=(errand, call, is_large), daemon=True, name=f"errand {key}").start()
         return True

@@ -27,11 +27,13 @@ class Line:
 
 @dataclass(frozen=True)
 class NewSiteRun:
-    """A site's part in the round at hand. ``run`` is the name of its first attempt; empty: it is skipped."""
+    """A site's part in the round at hand. ``run`` is the name of its first attempt; empty: it is skipped.
+    ``upload``: what is needed to complete its uploads, where its job lies in the store already."""
 
     participation: int
     run: str = ""
     because: str = ""
+    upload: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class NewAttempt:
     site_run: int
     number: int
     run: str
+    upload: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

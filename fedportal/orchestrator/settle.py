@@ -105,19 +105,33 @@ def _site_runs(s: Snapshot, changes: Changes) -> None:
         _site_run(rows[change.site_run], change)
     for measured in changes.measured:
         journal.ingest(rows[measured.site_run], measured.attempt, measured.records)
-    for new in changes.new_site_runs:
-        run = SiteRun.objects.create(
+    attempts = [
+        Attempt(site_run_id=new.site_run, number=new.number, run=new.run, upload=dict(new.upload))
+        for new in changes.new_attempts
+    ]
+    for attempt in attempts:
+        SiteRun.objects.filter(pk=attempt.site_run_id).update(attempt=attempt.number)
+    attempts += _new_site_runs(s, changes)
+    Attempt.objects.bulk_create(attempts)
+
+
+def _new_site_runs(s: Snapshot, changes: Changes) -> list[Attempt]:
+    """Create the site runs of a round; return their first attempts, not saved yet."""
+    made = SiteRun.objects.bulk_create(
+        SiteRun(
             round_id=s.round.id,
             participation_id=new.participation,
             state=(SiteRunState.PENDING if new.run else SiteRunState.SKIPPED).value,
             attempt=1 if new.run else 0,
             reason=new.because,
         )
-        if new.run:
-            Attempt.objects.create(site_run=run, number=1, run=new.run)
-    for attempt in changes.new_attempts:
-        Attempt.objects.create(site_run_id=attempt.site_run, number=attempt.number, run=attempt.run)
-        SiteRun.objects.filter(pk=attempt.site_run).update(attempt=attempt.number)
+        for new in changes.new_site_runs
+    )
+    return [
+        Attempt(site_run=row, number=1, run=new.run, upload=dict(new.upload))
+        for row, new in zip(made, changes.new_site_runs, strict=True)
+        if new.run
+    ]
 
 
 def _site_run(row: SiteRun, change: SiteRunChange) -> None:

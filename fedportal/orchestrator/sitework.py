@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from fedportal.aggregation.admission import Admission
 from fedportal.aggregation.errors import AggregationRefused
 from fedportal.aggregation.process import AggregationProcess
-from fedportal.connectors.base import Connector, LogChunk, RunStatus
+from fedportal.connectors.base import Connector, LogChunk, RunState, RunStatus
 from fedportal.connectors.errors import ObjectDamaged, ObjectMissing
 from fedportal.connectors.objectstore import ObjectStore
 from fedportal.orchestrator.errands import Errands, Pace
@@ -180,12 +180,14 @@ def ask(s: Snapshot, attempt: AttemptView, tools: Tools) -> Answer:
 
 def has_sign(s: Snapshot, tools: Tools, known: set[str]) -> bool:
     """Say whether a run has ended at a site that can be asked for nothing. ``known`` remembers those told before."""
-    near = [run for run in s.site_runs if run.is_at_site and run.site.connector in AT_HAND]
-    ended = [
-        run.attempt.run
-        for run in near
-        if run.attempt.run not in known and tools.connector(run.site).poll(run.attempt.run).state.is_over
-    ]
+    ended = []
+    for run in s.site_runs:
+        if run.is_over or run.current is None or run.site.connector not in AT_HAND or run.attempt.run in known:
+            continue
+        state = tools.connector(run.site).poll(run.attempt.run).state
+        # The snapshot may be from just before the start: then a run that is not there yet is no news.
+        if state.is_over and (run.is_at_site or state is not RunState.LOST):
+            ended.append(run.attempt.run)
     known.update(ended)
     tools.pace.forget(*(("poll", name) for name in ended))
     return bool(ended)

@@ -98,6 +98,21 @@ def test_admitted_updates_count_for_the_quorum_of_a_round_taken_up_again(federat
     assert [new.site_run for new in changes.new_attempts] == [RUN["c"]]
 
 
+def test_a_later_round_puts_its_jobs_at_once(federation: Federation):
+    outcome = open_round(snapshot(PENDING, number=2, incoming=model(federation, 1)), federation.tools)
+    assert outcome.changes.round_through == (PUBLISHING, DISPATCHING)
+    assert [new.upload["published"] for new in outcome.changes.new_site_runs] == [True, True, True]
+    assert {f"fedportal/{KEY}/r00002/{slug}/a1/spec.json" for slug in "abc"} <= set(federation.store.objects)
+
+
+def test_a_job_that_cannot_be_put_at_once_is_left_to_publishing(federation: Federation):
+    s = snapshot(PENDING, number=2, incoming=model(federation, 1))
+    federation.store.is_down = True
+    outcome = open_round(s, federation.tools)
+    assert outcome.changes.round_through == (PUBLISHING,)
+    assert [new.upload for new in outcome.changes.new_site_runs] == [{}, {}, {}]
+
+
 # --- publish --------------------------------------------------------------------------------------
 
 

@@ -101,7 +101,7 @@ class _Watch:
         key = ("tidy", f"{self.s.key}-{self.round.number}")
         if self.round.number > 1 and self.tools.pace.is_due(key):
             self.tools.pace.heard(key, first=math.inf, longest=math.inf)
-            self.tools.errands.start(key, lambda: sitework.tidy_before(self.s, self.tools))
+            self.tools.errands.start(key, lambda: sitework.tidy_before(self.s, self.tools), is_news=False)
 
     # --- deliveries -------------------------------------------------------------------------------
 
@@ -324,7 +324,8 @@ def start_log(s: Snapshot, attempt: AttemptView, offset: int, tools: Tools) -> N
     first, longest = logs_pace(attempt.site)
     tools.pace.heard(("logs", attempt.run), first=first, longest=longest)
     attempt = replace(attempt, log_offset=offset)
-    tools.errands.start(("logs", s.key, attempt.id, offset), lambda: (attempt, sitework.read_log(attempt, tools)))
+    key = ("logs", s.key, attempt.id, offset)
+    tools.errands.start(key, lambda: (attempt, sitework.read_log(attempt, tools)), is_news=False)
 
 
 def take_logs(s: Snapshot, tools: Tools, changes: Changes) -> None:

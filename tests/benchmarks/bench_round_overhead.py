@@ -1,0 +1,131 @@
+"""What a federated round costs beside the sites' own work: wall time of the round minus the slowest site's own seconds.
+
+    python -m tests.benchmarks.bench_round_overhead [--rounds 20] [--model small|large]
+
+Everything is real (object store, portal, orchestrator, warm trainer, three sites on this machine); the data are the
+smallest there are. Own work of a site is loading, validating and training, as its manifest tells; all else counts as
+overhead: publishing, starting, fetching, delivering, noticing, judging, aggregating, the database. Sites that share
+two cores with the portal slow each other down, and that is in the figures, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.stage import Stage, temporary_folder
+
+MODELS = {
+    "small": {
+        "name": "unet",
+        "channels": [8, 16, 32, 64],
+        "strides": [1, 2, 2],
+        "residual_units": 0,
+        "norm": "instance",
+    },
+    "large": {
+        "name": "residual_unet",
+        "channels": [32, 64, 128, 256, 512],
+        "strides": [2, 2, 2, 2],
+        "residual_units": 2,
+        "norm": "instance",
+    },
+}
+"""123 thousand parameters, the laptop preset's network, and 19 million."""
+PARTS = ("open", "publish", "dispatch", "wait", "collect", "aggregate")
+EXPLAINED = {
+    "open": "choose the sites, put their jobs",
+    "publish": "what is left of publishing",
+    "dispatch": "start the sites",
+    "wait": "the sites start, fetch, work, deliver; their news arrive",
+    "collect": "fetch and judge the updates that came last",
+    "aggregate": "merge, put the global model",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=3, help="local epochs: how long the sites work")
+    parser.add_argument("--model", choices=MODELS, action="append")
+    parser.add_argument("--settings", default="fedportal.settings", help="the portal's settings module")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    folder = temporary_folder()
+    found = {}
+    try:
+        with Stage(folder, settings=options.settings) as stage:
+            stage.start("store")
+            stage.set_up()
+            stage.start("trainer", "portal", "orchestrator")
+            for name in options.model or MODELS:
+                found[name] = measure(stage, name, options.rounds, options.epochs)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2))
+
+
+def measure(stage: Stage, name: str, rounds: int, epochs: int) -> dict[str, Any]:
+    plan = {
+        "rounds": rounds,
+        "local_epochs": epochs,
+        "threads": 1,
+        "augmentation": "none",
+        "network": MODELS[name],
+        "optimizer": {"treatment": "reset"},
+    }
+    experiment = stage.wait_for_end(stage.experiment(plan=plan, title=f"Overhead, {name}"), timeout=60 * rounds)
+    if experiment.state != "completed":
+        raise RuntimeError(f"{experiment.reason}\n{stage.journal(experiment)}")
+    # The first round also makes the initial model and reads the images from their files; it is shown apart.
+    first, *steady = list(experiment.rounds.filter(kind="train").order_by("number"))
+    model = experiment.models.get(round_number=1)
+    parts = {part: [row.timings.get(part, 0.0) for row in steady] for part in PARTS}
+    sites = _at_sites(steady)
+    say(
+        f"\n{name}: {model.size / 4e6:.2f} million parameters ({model.size / 1e6:.1f} MB), {len(steady)} rounds, 3 sites"
+    )
+    overhead = [row.timings["overhead"] for row in steady]
+    say(f"  overhead                 {spread(overhead)}   (first round: {first.timings['overhead']:.3f} s)")
+    say(f"  round                    {spread([row.timings['total'] for row in steady])}")
+    say(f"  slowest site's own work  {spread([row.timings['slowest_site'] for row in steady])}")
+    say("  the portal's time, by part:")
+    for part, values in parts.items():
+        say(f"    {part:<22} {spread(values)}   {EXPLAINED[part]}")
+    say("  at the slowest site, beside its own work:")
+    for part, values in sites.items():
+        say(f"    {part:<22} {spread(values)}")
+    return {"overhead": overhead, "parts": parts, "sites": sites, "bytes": model.size, "load": os.getloadavg()[0]}
+
+
+def _at_sites(rounds: Sequence[Any]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {"pull": [], "push": []}
+    for row in rounds:
+        runs = list(row.site_runs.all())
+        slowest = max(runs, key=lambda run: sum(run.seconds.get(k, 0) for k in ("load", "validate_incoming", "train")))
+        for part in found:
+            found[part].append(slowest.seconds.get(part, 0.0))
+    return found
+
+
+def spread(seconds: Sequence[float]) -> str:
+    ordered = sorted(seconds)
+    p95 = ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
+    return f"p50 {statistics.median(ordered):6.3f} s  p95 {p95:6.3f} s"
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
