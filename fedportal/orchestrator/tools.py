@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from fedportal.connectors.trainer_process import TrainerProcess
 from fedportal.orchestrator.errands import Errands, Pace
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import SiteView
+from fedportal.relay.queue import SiteQueue
+from fedportal.sites.connection import site_context
 from trainer.contract import canonical_json
 
 AGGREGATION_TIMEOUT = 1800.0
@@ -41,11 +44,7 @@ class Connectors:
 
 
 def _context(site: SiteView) -> SiteContext:
-    return SiteContext(
-        slug=site.slug,
-        portal_url=settings.FEDPORTAL_PUBLIC_URL,
-        trainer_socket=str(settings.FEDPORTAL_TRAINER_SOCKET),
-    )
+    return replace(site_context(site.slug), queue=SiteQueue(site.slug))
 
 
 def from_settings() -> Tools:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.utils import unquote
 from django.db.models import QuerySet
-from django.forms import ModelForm
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
-from django.shortcuts import get_object_or_404, redirect
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import path
-from django.utils.html import format_html, format_html_join
+from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from fedportal.sites import services
-from fedportal.sites.forms import SiteAdminForm
+from fedportal.sites.connection import connectors
+from fedportal.sites.forms import SiteForm, site_form
 from fedportal.sites.models import Dataset, Site, SiteCheck
 from fedportal.ui.errors import DomainError
 from fedportal.ui.permissions import require
@@ -65,20 +66,49 @@ class DatasetInline(_ReadOnlyInline):
 
 @admin.register(Site)
 class SiteAdmin(admin.ModelAdmin):
-    form = SiteAdminForm
     list_display = ["name", "slug", "city", "connector", "health_badge", "last_contact", "is_in_use"]
     list_filter = ["connector"]
     search_fields = ["name", "slug", "city"]
     actions = ["check_now"]
     inlines = [SiteCheckInline, DatasetInline]
     readonly_fields = ["health_badge", "registered_at", "last_contact_at", "check_due_at"]
-    fieldsets = [
-        ("The hospital", {"fields": ["name", "slug", "city"]}),
-        ("Connection", {"fields": ["connector", "data_root", "work_dir", "threads"]}),
-        ("Credentials", {"fields": ["credentials"], "description": "Stored encrypted. They are never shown again."}),
-        ("People", {"fields": ["stewards", "contact"]}),
-        ("Condition", {"fields": ["health_badge", "last_contact_at", "check_due_at", "registered_at"]}),
-    ]
+
+    def kind_of(self, request: HttpRequest, site: Site | None) -> str:
+        """The connector whose fields the form has: of a new site the one chosen before."""
+        return site.connector if site else request.GET.get("connector", "")
+
+    def get_form(self, request: HttpRequest, obj: Site | None = None, change: bool = False, **kwargs: Any) -> Any:
+        return super().get_form(request, obj, change, **{**kwargs, "form": site_form(self.kind_of(request, obj))})
+
+    def get_fieldsets(self, request: HttpRequest, obj: Site | None = None) -> Any:
+        connector = connectors()[self.kind_of(request, obj)]
+        typed = [field for field in connector.FIELDS if not field.issued]
+        usual, advanced = ([field.name for field in typed if field.advanced is folded] for folded in (False, True))
+        words = f"{connector.SUMMARY} Secrets are stored encrypted and never shown again."
+        return [
+            ("The hospital", {"fields": ["name", "slug", "city"]}),
+            (connector.TITLE, {"fields": usual, "description": escape(words)}),
+            *([("More settings", {"fields": advanced, "classes": ["collapse"]})] if advanced else []),
+            ("People", {"fields": ["stewards", "contact"]}),
+            ("Condition", {"fields": ["health_badge", "last_contact_at", "check_due_at", "registered_at"]}),
+        ]
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        """Ask for the connector first: the form's fields depend on it."""
+        if request.GET.get("connector") not in connectors():
+            require(self.has_add_permission(request))
+            context = {**self.admin_site.each_context(request), "title": "How is the site reached?", "opts": self.opts}
+            return render(request, "admin/sites/site/choose.html", {**context, "connectors": connectors().items()})
+        return super().add_view(request, form_url, extra_context)
+
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        site = self.get_object(request, unquote(object_id))
+        if site is not None and site.connector not in connectors():
+            self.message_user(request, f"This portal has no connector {site.connector} any more.", messages.ERROR)
+            return redirect("sites:connector", site.slug)
+        return super().change_view(request, object_id, form_url, extra_context)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Site]:
         return super().get_queryset(request).with_last_check()
@@ -86,7 +116,7 @@ class SiteAdmin(admin.ModelAdmin):
     def get_inlines(self, request: HttpRequest, obj: Site | None) -> list:
         return self.inlines if obj else []
 
-    def save_model(self, request: HttpRequest, obj: Site, form: ModelForm, change: bool) -> None:
+    def save_model(self, request: HttpRequest, obj: Site, form: SiteForm, change: bool) -> None:
         obj.pk = form.store().pk
 
     @admin.display(description="health")

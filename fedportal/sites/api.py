@@ -1,10 +1,14 @@
-"""The API of the sites: read for everybody who is signed in, write for operators, check also for stewards."""
+"""The API of the sites: read for everybody who is signed in, write for operators, check also for stewards.
+
+What is written goes through the same forms as on the pages.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from django.db.models import QuerySet
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers, status, viewsets
 from rest_framework.decorators import action
@@ -13,10 +17,13 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from fedportal.accounts.models import User
+from fedportal.connectors.fields import Field
 from fedportal.sites import services
-from fedportal.sites.forms import SiteForm
+from fedportal.sites.connection import connectors
+from fedportal.sites.counts import case_counts
+from fedportal.sites.forms import SiteForm, site_form
 from fedportal.sites.models import CHECKERS_ONLY, ConnectorKind, Dataset, Health, Site, SiteCheck
-from fedportal.ui.permissions import ReadOnlyUnlessOperator, require
+from fedportal.ui.permissions import IsOperator, ReadOnlyUnlessOperator, require
 
 
 class StepSerializer(serializers.Serializer):
@@ -38,8 +45,16 @@ class SiteCheckSerializer(serializers.ModelSerializer):
 
 
 class DatasetSerializer(serializers.ModelSerializer):
-    """Counts are cases; spacing in mm and shape in voxels are medians over the cases."""
+    """Counts are cases; spacing in mm and shape in voxels are medians over the cases.
 
+    A count below ``fewer_than`` is null unless you are an operator or the site's steward.
+    """
+
+    train_cases = serializers.IntegerField(allow_null=True, read_only=True)
+    validation_cases = serializers.IntegerField(allow_null=True, read_only=True)
+    fewer_than = serializers.IntegerField(
+        allow_null=True, read_only=True, source="pk", help_text="The threshold, where a count is withheld; else null."
+    )
     channels = serializers.ListField(child=serializers.CharField(), read_only=True)
     labels = serializers.DictField(child=serializers.CharField(), read_only=True)
     spacing = serializers.ListField(child=serializers.FloatField(), read_only=True)
@@ -49,34 +64,88 @@ class DatasetSerializer(serializers.ModelSerializer):
     class Meta:
         model = Dataset
         fields = [
-            "name", "title", "train_cases", "validation_cases", "channels", "labels", "spacing", "shape", "problems",
+            "name", "title", "train_cases", "validation_cases", "fewer_than", "channels", "labels", "spacing", "shape", "problems",
             "seen_at", "is_available",
         ]  # fmt: skip
 
+    def to_representation(self, instance: Dataset) -> dict[str, Any]:
+        counts = case_counts(instance, self.context["request"].user)
+        return super().to_representation(instance) | {
+            "train_cases": counts.train.value,
+            "validation_cases": counts.validation.value,
+            "fewer_than": counts.train.fewer_than or counts.validation.fewer_than,
+        }
+
+
+class FieldSerializer(serializers.Serializer):
+    """One value that a connector asks for. ``parts``: the members of a JSON object."""
+
+    name = serializers.CharField()
+    label = serializers.CharField()
+    help = serializers.CharField()
+    kind = serializers.ChoiceField(["text", "url", "secret", "choice", "number", "flag", "file", "json"])
+    required = serializers.BooleanField()
+    default = serializers.JSONField(allow_null=True)
+    choices = serializers.SerializerMethodField()
+    advanced = serializers.BooleanField()
+    least = serializers.IntegerField(allow_null=True)
+    most = serializers.IntegerField(allow_null=True)
+    unit = serializers.CharField()
+    parts = serializers.SerializerMethodField()
+
+    def get_choices(self, field: Field) -> list[str]:
+        return [value for value, _ in field.choices]
+
+    def get_parts(self, field: Field) -> list[str]:
+        return [part.name for part in field.parts if not part.issued]
+
+
+class ConnectorSerializer(serializers.Serializer):
+    """A way to reach a site, with what it asks for: secrets go to ``secrets``, everything else to ``config``."""
+
+    kind = serializers.CharField()
+    title = serializers.CharField()
+    summary = serializers.CharField()
+    fields_ = FieldSerializer(many=True)
+
+    def get_fields(self) -> dict[str, serializers.Field]:
+        declared = super().get_fields()
+        declared["fields"] = declared.pop("fields_")
+        return declared
+
 
 class SiteSerializer(serializers.ModelSerializer):
-    """A site. ``config`` (its folders, nothing secret) is for operators; credentials are in no answer."""
+    """A site. ``config`` (its addresses and folders, nothing secret) and the names of the ``stored_secrets`` are for
+    operators; secrets are in no answer."""
 
     health = serializers.ChoiceField(choices=Health.choices, read_only=True)
     stewards = serializers.SlugRelatedField(slug_field="username", many=True, read_only=True)
     config = serializers.DictField(read_only=True, required=False)
+    stored_secrets = serializers.SerializerMethodField(required=False)
 
     class Meta:
         model = Site
         fields = [
-            "slug", "name", "city", "contact", "connector", "config", "health", "stewards", "registered_at",
-            "retired_at", "last_contact_at", "check_due_at", "check_is_pending",
+            "slug", "name", "city", "contact", "connector", "config", "stored_secrets", "health", "stewards",
+            "registered_at", "retired_at", "last_contact_at", "check_due_at", "check_is_pending", "checking_since",
         ]  # fmt: skip
+
+    def get_stored_secrets(self, site: Site) -> list[str]:
+        return sorted(site.secrets)
 
     def to_representation(self, instance: Site) -> dict[str, Any]:
         shown = super().to_representation(instance)
         if not self.context["request"].user.is_operator:
-            del shown["config"]
+            del shown["config"], shown["stored_secrets"]
         return shown
 
 
 class SiteWriteSerializer(serializers.Serializer):
-    """What registers or changes a site; checked by the same form as the page's. The slug cannot change."""
+    """What registers or changes a site; checked by the same form as the page's. The slug cannot change.
+
+    ``config`` and ``secrets``: the fields of the connector, see ``/api/connectors/``. In a change only what is named is
+    changed; an empty secret forgets the stored one.
+    """
 
     slug = serializers.CharField()
     name = serializers.CharField()
@@ -86,28 +155,81 @@ class SiteWriteSerializer(serializers.Serializer):
     stewards = serializers.SlugRelatedField(
         slug_field="username", many=True, required=False, queryset=User.objects.filter(is_active=True)
     )
-    data_root = serializers.CharField()
-    work_dir = serializers.CharField()
-    threads = serializers.IntegerField(required=False)
+    config = serializers.DictField(required=False)
+    secrets = serializers.DictField(
+        child=serializers.CharField(allow_blank=True, trim_whitespace=False), required=False, write_only=True
+    )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if self.instance and attrs.get("slug", self.instance.slug) != self.instance.slug:
             raise serializers.ValidationError({"slug": ["The short name of a site cannot change."]})
-        self.form = SiteForm(self._as_typed(attrs), instance=self.instance)
+        kind = attrs.get("connector", self.instance.connector if self.instance else ConnectorKind.LOCAL)
+        if kind not in connectors():
+            raise serializers.ValidationError({"connector": ["This portal does not have this connector."]})
+        self.form = site_form(kind)(instance=self.instance)
+        self._refuse_unknown(attrs)
+        self.form = site_form(kind)(self._as_typed(attrs), instance=self.instance)
         if not self.form.is_valid():
-            raise serializers.ValidationError(self.form.errors)
+            raise serializers.ValidationError(self._errors())
         return attrs
+
+    def _names(self, place: str) -> set[str]:
+        is_secret = place == "secrets"
+        return {field.name for field in self.form.declared if (field.kind == "secret") == is_secret}
+
+    def _refuse_unknown(self, attrs: dict[str, Any]) -> None:
+        for place in ("config", "secrets"):
+            if unknown := sorted(set(attrs.get(place, {})) - self._names(place)):
+                words = f"This connector has no field of that name among its {place}."
+                raise serializers.ValidationError({place: {name: [words] for name in unknown}})
 
     def _as_typed(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """What the page's form would send: the values of the site, or the defaults, and over them the given ones."""
-        form = SiteForm(instance=self.instance)
+        form: SiteForm = self.form
         typed = {name: form.get_initial_for_field(field, name) for name, field in form.fields.items()}
-        typed |= attrs
+        typed |= {name: value for name, value in attrs.items() if name in SiteForm.Meta.fields}
+        typed |= attrs.get("config", {})
+        for name, secret in attrs.get("secrets", {}).items():
+            typed |= {name: secret} if secret else {f"{name}-forget": "on"}
         typed["stewards"] = [person.pk for person in typed["stewards"] or []]
         return typed
 
+    def _errors(self) -> dict[str, Any]:
+        errors: dict[str, Any] = {}
+        for name, words in self.form.errors.items():
+            place = next((place for place in ("config", "secrets") if name in self._names(place)), None)
+            if place:
+                errors.setdefault(place, {})[name] = list(words)
+            else:
+                errors[name] = list(words)
+        return errors
+
     def save(self, **kwargs: Any) -> Site:
         return self.form.store()
+
+
+class SiteKeySerializer(serializers.Serializer):
+    site_key = serializers.CharField(help_text="Hexadecimal; the site keeps it as FEDPORTAL_SITE_KEY.")
+
+
+class ConnectorViewSet(viewsets.ViewSet):
+    """The connectors that this portal has."""
+
+    permission_classes = [IsOperator]
+
+    @extend_schema(responses=ConnectorSerializer(many=True))
+    def list(self, request: Request) -> Response:
+        """Which connectors there are, when to choose which, and what each asks for (operators)."""
+        rows = [
+            {
+                "kind": kind,
+                "title": connector.TITLE,
+                "summary": connector.SUMMARY,
+                "fields": [field for field in connector.FIELDS if not field.issued],
+            }
+            for kind, connector in connectors().items()
+        ]
+        return Response(ConnectorSerializer(rows, many=True).data)
 
 
 class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet):
@@ -142,7 +264,8 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     @action(detail=True, pagination_class=None)
     def datasets(self, request: Request, slug: str) -> Response:
         """What the site offers, as its last check found it."""
-        return Response(DatasetSerializer(self.get_object().datasets.all(), many=True).data)
+        found = self.get_object().datasets.all()
+        return Response(DatasetSerializer(found, many=True, context=self.get_serializer_context()).data)
 
     @extend_schema(responses=SiteCheckSerializer(many=True))
     @action(detail=True)
@@ -175,3 +298,26 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
         site = self.get_object()
         services.reinstate(site)
         return self._answer(site)
+
+    @extend_schema(request=None, responses=SiteKeySerializer)
+    @action(detail=True, methods=["post"])
+    def key(self, request: Request, slug: str) -> Response:
+        """Read the key that the site keeps in its own environment (operators). Who read it is recorded."""
+        return _secret({"site_key": services.show_key(self.get_object(), by=request.user)})
+
+    @extend_schema(request=None, responses=OpenApiTypes.OBJECT)
+    @action(detail=True, methods=["post"])
+    def handout(self, request: Request, slug: str) -> Response:
+        """Read the JSON object that people paste at the site (operators). Who read it is recorded."""
+        return _secret(services.hand_out(self.get_object(), by=request.user))
+
+    @extend_schema(request=None, responses={204: None})
+    @action(detail=True, methods=["post"])
+    def reissue(self, request: Request, slug: str) -> Response:
+        """Make the credentials anew that the portal issued to the site (operators); the old ones are refused."""
+        services.reissue(self.get_object(), by=request.user)
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+def _secret(document: dict[str, Any]) -> Response:
+    return Response(document, headers={"Cache-Control": "no-store"})

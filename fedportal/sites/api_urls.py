@@ -2,8 +2,9 @@
 
 from rest_framework.routers import SimpleRouter
 
-from fedportal.sites.api import SiteViewSet
+from fedportal.sites.api import ConnectorViewSet, SiteViewSet
 
 router = SimpleRouter()
+router.register("connectors", ConnectorViewSet, basename="api-connector")
 router.register("sites", SiteViewSet, basename="api-site")
 urlpatterns = router.urls

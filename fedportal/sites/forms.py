@@ -2,88 +2,36 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import PurePosixPath
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 from django import forms
 from django.db.models import Q
 
 from fedportal.accounts.models import Role, User
+from fedportal.connectors.fields import Configured, Field, Unfit
 from fedportal.sites import services
+from fedportal.sites.connection import connectors
+from fedportal.sites.form_fields import CertificatesField, DefinitionField, SecretField, form_field
 from fedportal.sites.models import Site
 
 RESERVED_SLUGS = {"register"}
 """Words that ``sites/urls.py`` has in the place of a short name."""
 
 
-def clean_folder(value: str) -> str:
-    """Return an absolute, normalised path of a folder; raise ``ValidationError`` for anything else."""
-    path = value.strip()
-    if "\0" in path or not PurePosixPath(path).is_absolute():
-        raise forms.ValidationError("Give the whole path, beginning with “/”.", code="relative")
-    if ".." in PurePosixPath(path).parts:
-        raise forms.ValidationError("Give the path without “..”.", code="upwards")
-    folder = os.path.normpath(path)
-    if folder == "/":
-        raise forms.ValidationError("The root of the machine is no folder of data.", code="root")
-    return folder
+class SiteForm(forms.ModelForm):
+    """Register or change a site: what it is called, and below that the fields of one connector.
 
-
-class WriteOnlyTextarea(forms.Textarea):
-    """A text area that shows nothing: neither what is stored nor what was typed into a form that is shown again."""
-
-    def format_value(self, value: Any) -> None:
-        return None
-
-
-class CredentialsField(forms.CharField):
-    """Credentials, ``name = value`` a line, that can be written and never read.
-
-    Cleans to a dictionary. A name without a value (``token =``) forgets what is stored under it; an empty field keeps
-    everything.
+    Made by :func:`site_form` for a kind of connector. A site that had another one gets this one, with nothing of the
+    old one's settings and secrets.
     """
 
-    widget = WriteOnlyTextarea(attrs={"rows": 3, "autocomplete": "off", "spellcheck": "false"})
-
-    def to_python(self, value: Any) -> dict[str, str]:
-        credentials = {}
-        for line in super().to_python(value).splitlines():
-            name, equals, secret = (part.strip() for part in line.partition("="))
-            if not (line := line.strip()):
-                continue
-            if not equals or not name.isidentifier():
-                # The line itself is not repeated: it may be the secret.
-                raise forms.ValidationError("Write one credential a line: name = value.", code="shape")
-            credentials[name] = secret
-        return credentials
-
-    def has_changed(self, initial: Any, data: Any) -> bool:
-        return bool(data)
-
-
-class SiteForm(forms.ModelForm):
-    """Register or change a site. Settings of its connector are fields here and one JSON value in the row."""
-
-    data_root = forms.CharField(
-        label="Data folder",
-        max_length=400,
-        help_text="Folder on this machine that holds one folder per dataset, each with a dataset.json.",
-        widget=forms.TextInput(attrs={"placeholder": "/srv/hospital/data", "spellcheck": "false"}),
-    )
-    work_dir = forms.CharField(
-        label="Work folder",
-        max_length=400,
-        help_text="Folder for run logs and the preprocessed cache; it must not lie inside the data folder.",
-        widget=forms.TextInput(attrs={"placeholder": "/srv/hospital/work", "spellcheck": "false"}),
-    )
-    threads = forms.IntegerField(
-        min_value=1, max_value=256, initial=1, help_text="Processor threads that one site run may use here."
-    )
+    kind: ClassVar[str]
+    connector: ClassVar[type[Configured]]
 
     class Meta:
         model = Site
-        fields = ["name", "slug", "city", "contact", "connector", "stewards"]
+        fields = ["name", "slug", "city", "contact", "stewards"]
         labels = {"slug": "Short name"}
         widgets = {
             "slug": forms.TextInput(attrs={"spellcheck": "false", "autocapitalize": "none"}),
@@ -95,12 +43,41 @@ class SiteForm(forms.ModelForm):
         may_be_named = Q(role=Role.STEWARD, is_active=True)
         if not self.instance._state.adding:
             may_be_named |= Q(sites=self.instance)
-        self.fields["stewards"].queryset = User.objects.filter(may_be_named).distinct()
-        self.fields["threads"].unit = "threads"
-        if not self.instance._state.adding:
             self.fields["slug"].disabled = True
-            for name in ("data_root", "work_dir", "threads"):
-                self.initial.setdefault(name, self.instance.config.get(name))
+        self.fields["stewards"].queryset = User.objects.filter(may_be_named).distinct()
+        has_this_connector = not self.instance._state.adding and self.instance.connector == self.kind
+        self.stored_config: dict[str, Any] = self.instance.config if has_this_connector else {}
+        self.stored_secrets: dict[str, str] = self.instance.secrets if has_this_connector else {}
+        for declared in self.declared:
+            self._prepare(self.fields[declared.name], declared)
+
+    @property
+    def declared(self) -> list[Field]:
+        """The connector's fields that are in the form."""
+        return [field for field in self.connector.FIELDS if field.name in self.base_fields]
+
+    @property
+    def sections(self) -> tuple[list[forms.BoundField], list[forms.BoundField]]:
+        """The connector's bound fields: the usual ones, and the advanced ones that are folded away."""
+        usual = [self[field.name] for field in self.declared if not field.advanced]
+        return usual, [self[field.name] for field in self.declared if field.advanced]
+
+    @property
+    def opens_advanced(self) -> bool:
+        return any(bound.errors for bound in self.sections[1])
+
+    def _prepare(self, field: forms.Field, declared: Field) -> None:
+        """Put what is stored into a field, or into its words where it is not shown."""
+        if isinstance(field, SecretField):
+            field.mark_stored(is_stored=bool(self.stored_secrets.get(declared.name)))
+        elif isinstance(field, DefinitionField):
+            field.mark_stored(is_stored=any(part.name in self.stored_config for part in field.parts))
+        elif declared.name in self.stored_config:
+            self.initial.setdefault(declared.name, self.stored_config[declared.name])
+            if isinstance(field, CertificatesField):
+                field.mark_stored(self.stored_config[declared.name])
+
+    # --- what is refused ---------------------------------------------------------------------------
 
     def clean_slug(self) -> str:
         slug = self.cleaned_data["slug"]
@@ -108,51 +85,64 @@ class SiteForm(forms.ModelForm):
             raise forms.ValidationError("This word is part of the portal's addresses. Choose another.", code="reserved")
         return slug
 
-    def clean_data_root(self) -> str:
-        return clean_folder(self.cleaned_data["data_root"])
-
-    def clean_work_dir(self) -> str:
-        return clean_folder(self.cleaned_data["work_dir"])
-
     def clean(self) -> dict[str, Any]:
         cleaned = super().clean()
-        data, work = cleaned.get("data_root"), cleaned.get("work_dir")
-        if data and work and PurePosixPath(work).is_relative_to(data):
-            self.add_error("work_dir", "Choose a folder outside of the data folder: it is never written to.")
+        if not any(field.name in self.errors for field in self.declared):
+            config, self.typed_secrets = self._taken_apart(cleaned)
+            whole = {**self.stored_secrets, **self.typed_secrets}
+            try:
+                self.config = self.connector.clean_config(config, {name: text for name, text in whole.items() if text})
+            except Unfit as refusal:
+                self.add_error(self._field_of(refusal.field), refusal.message)
+            else:
+                cleaned.update({name: value for name, value in self.config.items() if name in self.fields})
         return cleaned
 
-    def _post_clean(self) -> None:
-        super()._post_clean()
-        if not self.errors:
-            self.instance.config = self.connector_config()
+    def _taken_apart(self, cleaned: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the configuration, where settings that the form does not know are kept, and the secrets typed anew."""
+        config, secrets = dict(self.stored_config), {}
+        for field in self.declared:
+            value = cleaned[field.name]
+            values = {field.name: value} if not field.parts else value
+            for part in field.parts or (field,):
+                if part.name not in values:
+                    continue
+                if part.kind != "secret":
+                    config[part.name] = values[part.name]
+                elif values[part.name] is not None:
+                    secrets[part.name] = values[part.name]
+        return config, secrets
 
-    def connector_config(self) -> dict[str, Any]:
-        """The connector's settings; ones that this form does not know are kept."""
-        known = {name: self.cleaned_data[name] for name in ("data_root", "work_dir", "threads")}
-        return {**self.instance.config, **known}
+    def _field_of(self, name: str) -> str | None:
+        """Return the field of the form under which a stored value is typed."""
+        holders = {part.name: field.name for field in self.declared for part in field.parts or (field,)}
+        return holders.get(name)
+
+    # --- what is stored ----------------------------------------------------------------------------
 
     def store(self) -> Site:
         """Register the site or bring it up to date, through the service; its check is due at once."""
-        values = {name: self.cleaned_data[name] for name in ("name", "city", "contact", "connector")}
+        values = {name: self.cleaned_data[name] for name in ("name", "city", "contact")}
         values |= {
-            "config": self.connector_config(),
+            "connector": self.kind,
+            "config": self.config,
             "stewards": list(self.cleaned_data["stewards"]),
-            "secrets": self.cleaned_data.get("credentials"),
+            "secrets": self.typed_secrets,
         }
         if self.instance._state.adding:
             return services.register(slug=self.cleaned_data["slug"], **values)
         return services.update(self.instance, **values)
 
 
-class SiteAdminForm(SiteForm):
-    """The admin's form: also the credentials of connectors that need some (the local one needs none)."""
-
-    credentials = CredentialsField(
-        required=False,
-        help_text="One a line: name = value. Leave empty to keep what is stored; “name =” forgets one.",
+def site_form(kind: str) -> type[SiteForm]:
+    """Return the form of sites with a connector of this kind. Raises ``KeyError`` for one that cannot be chosen."""
+    connector = connectors()[kind]
+    fields = {field.name: form_field(field) for field in connector.FIELDS if not field.issued}
+    return type(SiteForm)(
+        "SiteForm", (SiteForm,), {**fields, "kind": kind, "connector": connector, "__module__": __name__}
     )
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        stored = ", ".join(sorted(self.instance.secrets)) or "nothing"
-        self.fields["credentials"].help_text += f" Stored now: {stored}."
+
+def clashing(names: Iterable[str]) -> set[str]:
+    """Return the names that a connector's fields must not have, because the site's own fields have them."""
+    return {*SiteForm.Meta.fields, "connector"} & set(names)

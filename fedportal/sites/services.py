@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
+from django.contrib.admin.models import CHANGE, LogEntry
 from django.db import transaction
 from django.utils import timezone
 
 from fedportal.accounts.models import User
 from fedportal.connectors.base import CheckReport, DatasetReport
+from fedportal.sites.connection import handout_of, issued, key_of, needs_key
 from fedportal.sites.models import Dataset, Site, SiteCheck
 from fedportal.ui.errors import DomainError
+
+logger = logging.getLogger(__name__)
 
 CHECK_EVERY = timedelta(minutes=15)
 """A site that is well is looked at this often."""
@@ -23,6 +28,14 @@ KEEP_CHECKS = 200
 
 class SiteRetired(DomainError):
     """This site is retired: it is no longer checked and takes part in nothing new."""
+
+
+class NoKey(DomainError):
+    """A site with this connector keeps no key."""
+
+
+class NothingIssued(DomainError):
+    """The portal issues no credentials to a site with this connector."""
 
 
 class SiteBusy(DomainError):
@@ -48,7 +61,7 @@ def register(
         contact=contact,
         connector=connector,
         config=config,
-        secrets=secrets or {},
+        secrets={**issued(connector), **_without_empty(secrets or {})},
         check_due_at=timezone.now(),
     )
     site.full_clean()
@@ -63,14 +76,18 @@ def update(
 ) -> Site:
     """Change a site and have it checked anew; the slug never changes.
 
-    ``secrets`` are merged over the stored ones; an empty value forgets one.
+    ``secrets`` are merged over the stored ones; an empty value forgets one. A site that gets another connector starts
+    with nothing of the old one's secrets. Raises :class:`SiteBusy` when it takes part in something meanwhile.
     """
     if "slug" in fields and fields["slug"] != site.slug:
         raise DomainError("The short name of a site cannot change: run names and object keys are made of it.")
     values = dict(fields)
-    if secrets:
-        merged = {**site.secrets, **secrets}
-        values["secrets"] = {name: value for name, value in merged.items() if value}
+    if values.get("connector", site.connector) != site.connector:
+        if site.is_busy:
+            raise SiteBusy
+        values["secrets"] = {**issued(values["connector"]), **_without_empty(secrets or {})}
+    elif secrets:
+        values["secrets"] = _without_empty({**site.secrets, **secrets})
     if not site.is_retired:
         values["check_due_at"] = timezone.now()
     for name, value in values.items():
@@ -81,6 +98,47 @@ def update(
         if stewards is not None:
             site.stewards.set(stewards)
     return site
+
+
+def _without_empty(secrets: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in secrets.items() if value}
+
+
+def show_key(site: Site, *, by: User) -> str:
+    """Return the key that the site keeps in its own environment; who read it is recorded."""
+    if not needs_key(site):
+        raise NoKey
+    record_act(site, by=by, text="Read the key of the site")
+    return key_of(site)
+
+
+def hand_out(site: Site, *, by: User) -> dict[str, Any]:
+    """Return what people paste at the site; who read it is recorded."""
+    missing = {name: secret for name, secret in issued(site.connector).items() if name not in site.secrets}
+    if missing:  # the site was registered before its connector asked for it
+        site.secrets = {**site.secrets, **missing}
+        site.save(update_fields=["secrets"])
+    document = handout_of(site)
+    if not document:
+        raise NothingIssued
+    record_act(site, by=by, text="Read the definition for the site")
+    return document
+
+
+def reissue(site: Site, *, by: User) -> None:
+    """Make the secrets anew that the portal issues to the site: what the site still has is refused from now on."""
+    new = issued(site.connector)
+    if not new:
+        raise NothingIssued
+    site.secrets = {**site.secrets, **new}
+    site.save(update_fields=["secrets"])
+    record_act(site, by=by, text="Issued new credentials for the site")
+
+
+def record_act(site: Site, *, by: User, text: str) -> None:
+    """Keep who did something with a site's keys: in the history that the admin shows, and in the log."""
+    LogEntry.objects.log_actions(by.pk, [site], CHANGE, text, single_object=True)
+    logger.info("site %s: %s (by %s)", site.slug, text, by.get_username())
 
 
 def request_check(site: Site) -> None:

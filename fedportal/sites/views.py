@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json
+from datetime import timedelta
 from typing import Any
 
 from django.apps import apps
 from django.contrib import messages
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
+from django.views.decorators.cache import never_cache
+from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_POST
-from django.views.generic import CreateView, DetailView, ListView, UpdateView
+from django.views.generic import CreateView, DetailView, ListView, TemplateView, UpdateView
 
 from fedportal.accounts.models import User
 from fedportal.sites import services
-from fedportal.sites.forms import SiteForm
+from fedportal.sites.connection import connector_of, connectors, described, issued, needs_key
+from fedportal.sites.forms import SiteForm, site_form
 from fedportal.sites.models import CHECKERS_ONLY, Site
 from fedportal.ui.permissions import OperatorRequiredMixin, operator_required, require
 
-CHECKS_SHOWN = 20
+CHECKS_SHOWN = 30
 EXPERIMENTS_SHOWN = 20
-SETTING_NAMES = {"data_root": "Data folder", "work_dir": "Work folder", "threads": "Threads"}
+UNTAKEN = timedelta(seconds=20)
+"""A requested check that nobody takes up for so long: the page asks whether an orchestrator runs."""
 
 
 def experiments_at(site: Site, user: User) -> QuerySet:
@@ -46,23 +53,53 @@ class SiteDetail(DetailView):
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         site, user = self.object, self.request.user
+        checks = list(site.checks.all()[:CHECKS_SHOWN])
         return super().get_context_data(
-            check=site.last_check,
-            checks=site.checks.all()[:CHECKS_SHOWN],
+            check=checks[0] if checks else None,
+            checks=checks,
+            is_untaken=site.check_is_pending and timezone.now() - site.check_due_at > UNTAKEN,
             datasets=site.datasets.order_by("-is_available", "name"),
             experiments=experiments_at(site, user)[:EXPERIMENTS_SHOWN],
             may_check=not site.is_retired and site.can_be_checked_by(user),
             stewards=site.stewards.all(),
-            connection=[(SETTING_NAMES.get(name, name), value) for name, value in site.config.items()],
+            **(self._for_operators(site) if user.is_operator else {}),
             **kwargs,
         )
+
+    def _for_operators(self, site: Site) -> dict[str, Any]:
+        connector = connector_of(site)
+        return {
+            "connection": described(site),
+            "needs_key": needs_key(site),
+            "handout": connector.HANDOUT if connector else "",
+            "is_issued": bool(issued(site.connector)),
+        }
+
+
+class SiteChoose(OperatorRequiredMixin, TemplateView):
+    """The first step of a registration: how the portal will reach the site."""
+
+    template_name = "sites/site_choose.html"
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        slug = self.kwargs.get("slug")
+        site = get_object_or_404(Site, slug=slug) if slug else None
+        return super().get_context_data(site=site, connectors=connectors().items(), **kwargs)
 
 
 class _SiteFormView(OperatorRequiredMixin):
     model = Site
-    form_class = SiteForm
     template_name = "sites/site_form.html"
     done = ""
+
+    def kind(self) -> str:
+        raise NotImplementedError
+
+    def get_form_class(self) -> type[SiteForm]:
+        kind = self.kind()
+        if kind not in connectors():
+            raise Http404(f"This portal has no connector {kind!r}.")
+        return site_form(kind)
 
     def form_valid(self, form: SiteForm) -> HttpResponse:
         site = form.store()
@@ -71,11 +108,19 @@ class _SiteFormView(OperatorRequiredMixin):
 
 
 class SiteCreate(_SiteFormView, CreateView):
-    done = "{} is registered. The first check is requested."
+    done = "{} is registered. Its first check is requested."
+
+    def kind(self) -> str:
+        return self.kwargs["kind"]
 
 
 class SiteUpdate(_SiteFormView, UpdateView):
+    """Change a site; with ``?connector=`` it gets another connector."""
+
     done = "{} is saved. A check of the new settings is requested."
+
+    def kind(self) -> str:
+        return self.request.GET.get("connector", self.object.connector)
 
 
 @require_POST
@@ -83,7 +128,38 @@ def request_check(request: HttpRequest, slug: str) -> HttpResponse:
     site = get_object_or_404(Site, slug=slug)
     require(site.can_be_checked_by(request.user), CHECKERS_ONLY)
     services.request_check(site)
-    messages.success(request, f"A check of {site} is requested. It takes a few seconds; reload the page to see it.")
+    return redirect("sites:detail", slug=slug)
+
+
+@never_cache
+@sensitive_variables("key")
+@require_POST
+@operator_required
+def show_key(request: HttpRequest, slug: str) -> HttpResponse:
+    """Show the key that the site keeps, in this one answer; who saw it is recorded."""
+    site = get_object_or_404(Site, slug=slug)
+    key = services.show_key(site, by=request.user)
+    return render(request, "sites/site_key.html", {"site": site, "key": key})
+
+
+@never_cache
+@sensitive_variables("definition")
+@require_POST
+@operator_required
+def show_handout(request: HttpRequest, slug: str) -> HttpResponse:
+    """Show what people paste at the site, in this one answer; who saw it is recorded."""
+    site = get_object_or_404(Site, slug=slug)
+    definition = json.dumps(services.hand_out(site, by=request.user), indent=2)
+    words = connectors()[site.connector].HANDOUT
+    return render(request, "sites/site_handout.html", {"site": site, "definition": definition, "words": words})
+
+
+@require_POST
+@operator_required
+def reissue(request: HttpRequest, slug: str) -> HttpResponse:
+    site = get_object_or_404(Site, slug=slug)
+    services.reissue(site, by=request.user)
+    messages.success(request, f"{site} has new credentials. Hand the new definition out: the old one is refused.")
     return redirect("sites:detail", slug=slug)
 
 

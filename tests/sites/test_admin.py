@@ -1,10 +1,12 @@
 import pytest
 from django.contrib.admin.models import LogEntry
 
+from fedportal.connectors import registry
 from fedportal.connectors.base import CheckReport, CheckStep
 from fedportal.sites import services
 from fedportal.sites.models import Site
 from tests.factories import make_site, make_user, otto, stella
+from tests.sites.probe import KIND, TYPED
 from tests.sites.test_forms import GOOD
 
 pytestmark = pytest.mark.django_db
@@ -17,40 +19,63 @@ def admin(client):
     return client
 
 
-def test_a_site_is_registered_in_the_admin(admin):
+def test_the_admin_asks_for_the_connector_first(admin, probe):
+    shown = admin.get("/admin/sites/site/add/").content.decode()
+    assert "?connector=local" in shown
+    assert f"?connector={KIND}" in shown
+    assert probe.SUMMARY in shown
+    assert "base_url" not in shown
+    assert 'name="base_url"' in admin.get(f"/admin/sites/site/add/?connector={KIND}").content.decode()
+    assert "How is the site reached?" in admin.get("/admin/sites/site/add/?connector=telepathy").content.decode()
+
+
+def test_a_site_is_registered_in_the_admin(admin, probe):
     person = stella()
-    sent = {**GOOD, "credentials": "password = top-secret-4711", "stewards": [person.pk]}
-    assert admin.post("/admin/sites/site/add/", sent).status_code == 302
+    answer = admin.post(f"/admin/sites/site/add/?connector={KIND}", {**TYPED, "stewards": [person.pk]})
+    assert answer.status_code == 302
     site = Site.objects.get()
-    assert site.secrets == {"password": "top-secret-4711"}
-    assert (site.config["threads"], site.check_is_pending) == (2, True)
+    assert (site.connector, site.secrets["password"]) == (KIND, "pass-4711")
+    assert (site.config["timeout"], site.check_is_pending) == (20, True)
     assert list(site.stewards.all()) == [person]
 
 
-def test_a_site_is_changed_in_the_admin_and_keeps_its_secrets(admin):
-    site = make_site("mainz", secrets={"password": "top-secret-4711"})
-    answer = admin.post(f"/admin/sites/site/{site.pk}/change/", {**GOOD, **INLINES, "slug": "other"})
-    assert answer.status_code == 302
+def test_a_site_is_changed_in_the_admin_and_keeps_its_secrets(admin, probe):
+    admin.post(f"/admin/sites/site/add/?connector={KIND}", TYPED)
+    before = Site.objects.get()
+    typed = {**TYPED, **INLINES, "slug": "other", "password": "", "definition": "", "project": "lungs"}
+    assert admin.post(f"/admin/sites/site/{before.pk}/change/", typed).status_code == 302
     site = Site.objects.get()
-    assert (site.slug, site.name, site.secrets) == ("mainz", "Mainz", {"password": "top-secret-4711"})
+    assert (site.slug, site.config["project"], site.secrets) == ("mainz", "lungs", before.secrets)
+
+
+def test_a_site_whose_connector_this_portal_lacks_gets_another_one(admin, monkeypatch):
+    monkeypatch.delitem(registry.KINDS, KIND, raising=False)
+    site = make_site("mainz", connector=KIND)
+    assert admin.get(f"/admin/sites/site/{site.pk}/change/").url == "/sites/mainz/connector/"
+    assert admin.get("/admin/sites/site/").status_code == 200
 
 
 def test_a_refused_site_stores_nothing(admin):
-    answer = admin.post("/admin/sites/site/add/", {**GOOD, "data_root": "data"})
+    answer = admin.post("/admin/sites/site/add/?connector=local", {**GOOD, "data_root": "data"})
     assert "data_root" in answer.context["adminform"].form.errors
     assert not Site.objects.exists()
 
 
-def test_secrets_are_in_no_page_of_the_admin_and_in_no_record_of_changes(admin):
-    site = make_site("mainz", secrets={"password": "top-secret-4711"})
-    admin.post(f"/admin/sites/site/{site.pk}/change/", {**GOOD, **INLINES, "credentials": "token = top-secret-4712"})
+def test_secrets_are_in_no_page_of_the_admin_and_in_no_record_of_changes(admin, probe):
+    admin.post(f"/admin/sites/site/add/?connector={KIND}", TYPED)
+    site = Site.objects.get()
+    admin.post(f"/admin/sites/site/{site.pk}/change/", {**TYPED, **INLINES, "password": "pass-4712"})
+    assert Site.objects.get().secrets["password"] == "pass-4712"
     for page in ("", f"{site.pk}/change/", f"{site.pk}/history/", f"{site.pk}/delete/"):
-        assert "top-secret" not in admin.get(f"/admin/sites/site/{page}").content.decode()
-    assert "top-secret" not in "".join(LogEntry.objects.values_list("change_message", flat=True))
+        shown = admin.get(f"/admin/sites/site/{page}").content.decode()
+        assert "471" not in shown
+        assert site.secrets["portal_token"] not in shown
+    assert "471" not in "".join(LogEntry.objects.values_list("change_message", flat=True))
 
 
-def test_a_secret_that_was_typed_into_a_refused_form_is_not_sent_back(admin):
-    answer = admin.post("/admin/sites/site/add/", {**GOOD, "slug": "X", "credentials": "token = top-secret-4711"})
+def test_a_secret_that_was_typed_into_a_refused_form_is_not_sent_back(admin, probe):
+    answer = admin.post(f"/admin/sites/site/add/?connector={KIND}", {**TYPED, "slug": "X"})
+    assert "slug" in answer.context["adminform"].form.errors
     assert "4711" not in answer.content.decode()
 
 

@@ -1,13 +1,30 @@
 import pytest
+from django.conf import settings
+from django.contrib.admin.models import LogEntry
 from rest_framework.test import APIClient
 
 from fedportal.connectors.base import CheckReport, CheckStep
 from fedportal.sites import services
 from fedportal.sites.models import Site
 from tests.factories import ada, make_dataset, make_site, otto, stella
-from tests.sites.test_forms import GOOD
+from tests.sites.probe import KIND, TYPED, certificate
+from trainer.contract import site_key
 
 pytestmark = pytest.mark.django_db
+CONFIG = {"data_root": "/srv/mainz/data", "work_dir": "/srv/mainz/work", "threads": 3}
+GOOD = {"slug": "mainz", "name": "Mainz", "contact": "it@mainz.example", "connector": "local", "config": CONFIG}
+PROBED = {
+    "slug": "mainz",
+    "name": "Mainz",
+    "connector": KIND,
+    "config": {
+        "base_url": TYPED["base_url"],
+        "version": "new",
+        "verify": False,
+        "definition": {"instance_name": "mainz-kaapana", "port": 443, "token": "tok-4711"},
+    },
+    "secrets": {"password": "pass-4711"},
+}
 
 
 @pytest.fixture
@@ -41,10 +58,10 @@ def test_the_list_asks_the_database_as_often_for_many_sites_as_for_few(researche
 
 
 def test_an_operator_registers_a_site(operator):
-    answer = operator.post("/api/sites/", {**GOOD, "threads": 3}, format="json")
+    answer = operator.post("/api/sites/", GOOD, format="json")
     assert answer.status_code == 201
     assert answer.data["check_is_pending"] is True
-    assert Site.objects.get().config == {"data_root": "/srv/mainz/data", "work_dir": "/srv/mainz/work", "threads": 3}
+    assert Site.objects.get().config == CONFIG
 
 
 @pytest.mark.parametrize(
@@ -56,12 +73,11 @@ def test_an_operator_registers_a_site(operator):
         ("name", ""),
         ("contact", "nobody"),
         ("connector", "telepathy"),
-        ("data_root", "data"),
-        ("data_root", "/srv/../etc"),
-        ("work_dir", "/srv/mainz/data/work"),
-        ("work_dir", {"path": "/"}),
-        ("threads", 0),
-        ("threads", "many"),
+        ("connector", "carrier"),
+        ("config", "data"),
+        ("config", None),
+        ("secrets", ["a"]),
+        ("stewards", "otto"),
     ],
 )
 def test_refused_input_names_the_field_and_stores_nothing(operator, field, value):
@@ -69,6 +85,123 @@ def test_refused_input_names_the_field_and_stores_nothing(operator, field, value
     assert answer.status_code == 400
     assert list(answer.data["errors"]) == [field]
     assert not Site.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "field", "value"),
+    [
+        ("config", "data_root", None),
+        ("config", "data_root", "data"),
+        ("config", "data_root", "/srv/../etc"),
+        ("config", "work_dir", "/srv/mainz/data/work"),
+        ("config", "work_dir", {"path": "/"}),
+        ("config", "threads", 0),
+        ("config", "threads", "many"),
+        ("config", "socket", "/run/other.sock"),
+        ("secrets", "password", "x"),
+    ],
+)
+def test_a_refused_setting_names_its_field(operator, place, field, value):
+    body = {**GOOD, place: {**GOOD.get(place, {}), field: value}}
+    answer = operator.post("/api/sites/", body, format="json")
+    assert answer.status_code == 400
+    assert list(answer.data["errors"][place]) == [field]
+    assert not Site.objects.exists()
+
+
+def test_settings_and_secrets_of_any_connector_are_taken(operator, probe):
+    body = {**PROBED, "config": {**PROBED["config"], "ca_certificate": certificate()}}
+    answer = operator.post("/api/sites/", body, format="json")
+    assert answer.status_code == 201, answer.data
+    config = answer.data["config"]
+    assert (config["project"], config["timeout"], config["verify"], config["port"]) == ("admin", 30, False, 443)
+    assert answer.data["stored_secrets"] == ["password", "portal_token", "token"]
+    assert b"4711" not in answer.content
+    assert Site.objects.get().secrets["token"] == "tok-4711"
+
+
+@pytest.mark.parametrize(
+    ("place", "field", "value"),
+    [
+        ("config", "base_url", "https://169.254.169.254"),
+        ("config", "base_url", "http://mainz.example"),
+        ("config", "ca_certificate", "none"),
+        ("config", "definition", "{"),
+        ("config", "definition", {"instance_name": "portal", "port": 443, "token": "t"}),
+        ("config", "password", "in the wrong place"),
+        ("config", "instance_name", "past its definition"),
+        ("secrets", "password", ""),
+        ("secrets", "password", ["x"]),
+        ("secrets", "portal_token", "mine"),
+    ],
+)
+def test_a_refused_setting_of_any_connector_names_its_field(operator, probe, place, field, value):
+    answer = operator.post("/api/sites/", {**PROBED, place: {**PROBED[place], field: value}}, format="json")
+    assert answer.status_code == 400
+    assert list(answer.data["errors"][place]) == [field]
+    assert not Site.objects.exists()
+
+
+def test_a_change_keeps_the_secrets_that_it_does_not_name(operator, probe):
+    operator.post("/api/sites/", {**PROBED, "secrets": {"password": "pass-4711", "otp_seed": "seed"}}, format="json")
+    before = Site.objects.get().secrets
+    assert operator.patch("/api/sites/mainz/", {"config": {"timeout": 9}}, format="json").status_code == 200
+    assert Site.objects.get().secrets == before
+    answer = operator.patch("/api/sites/mainz/", {"secrets": {"otp_seed": "", "password": "new"}}, format="json")
+    assert answer.status_code == 200, answer.data
+    site = Site.objects.get()
+    assert (site.secrets["password"], "otp_seed" in site.secrets, site.config["timeout"]) == ("new", False, 9)
+    assert site.config["verify"] is False
+
+
+def test_a_site_gets_another_connector(operator, probe):
+    make_site("mainz", name="Mainz")
+    assert operator.patch("/api/sites/mainz/", {"connector": KIND}, format="json").status_code == 400
+    answer = operator.patch("/api/sites/mainz/", {**PROBED, "slug": "mainz"}, format="json")
+    assert answer.status_code == 200, answer.data
+    assert "data_root" not in answer.data["config"]
+
+
+def test_the_connectors_say_what_they_ask_for(operator, probe):
+    told = {connector["kind"]: connector for connector in operator.get("/api/connectors/").data}
+    assert told["local"]["summary"].startswith("The trainer runs beside the portal")
+    fields = {field["name"]: field for field in told[KIND]["fields"]}
+    assert fields["version"]["choices"] == ["old", "new"]
+    assert (fields["timeout"]["least"], fields["timeout"]["most"], fields["timeout"]["advanced"]) == (1, 300, True)
+    assert fields["definition"]["parts"] == ["instance_name", "port", "token", "ssl_check"]
+
+
+def test_who_reads_the_key_of_a_site_is_recorded(operator, probe, caplog):
+    make_site("mainz", connector=KIND)
+    caplog.set_level("INFO")
+    answer = operator.post("/api/sites/mainz/key/")
+    expected = site_key(settings.FEDPORTAL_ATTEMPT_SECRET, "mainz").hex()
+    assert answer.data == {"site_key": expected}
+    assert answer["Cache-Control"] == "no-store"
+    entry = LogEntry.objects.get()
+    assert (entry.user.username, entry.object_repr, entry.change_message) == (
+        "otto",
+        "Hospital mainz",
+        "Read the key of the site",
+    )
+    assert "site mainz: Read the key of the site (by otto)" in caplog.text
+    assert expected not in caplog.text + entry.change_message
+
+
+def test_a_site_on_this_machine_keeps_no_key_and_gets_nothing_handed_out(operator):
+    make_site("mainz")
+    for act in ("key", "handout", "reissue"):
+        assert operator.post(f"/api/sites/mainz/{act}/").status_code == 409
+    assert not LogEntry.objects.exists()
+
+
+def test_the_handout_holds_what_was_issued_last(operator, probe):
+    operator.post("/api/sites/", PROBED, format="json")
+    first = operator.post("/api/sites/mainz/handout/").data["token"]
+    assert operator.post("/api/sites/mainz/reissue/").status_code == 204
+    second = operator.post("/api/sites/mainz/handout/").data["token"]
+    assert first != second == Site.objects.get().secrets["portal_token"]
+    assert LogEntry.objects.count() == 3
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", '"mainz"', "null"])
@@ -81,7 +214,7 @@ def test_a_body_that_is_no_site_is_refused(operator, body):
 def test_an_operator_changes_only_what_is_named(operator):
     site = make_site("mainz", name="Mainz", city="Mainz", secrets={"password": "top-secret-4711"})
     site.stewards.add(stella())
-    answer = operator.patch("/api/sites/mainz/", {"threads": 4}, format="json")
+    answer = operator.patch("/api/sites/mainz/", {"config": {"threads": 4}}, format="json")
     assert answer.status_code == 200
     assert answer.data["config"] == {
         "data_root": "/nowhere/mainz/data",
@@ -103,7 +236,7 @@ def test_stewards_are_named_by_their_user_name(operator):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("slug", "bonn"), ("stewards", ["nobody"]), ("stewards", ["otto"]), ("data_root", "data"), ("threads", "x")],
+    [("slug", "bonn"), ("stewards", ["nobody"]), ("stewards", ["otto"]), ("config", {"data_root": "data"})],
 )
 def test_a_refused_change_names_the_field_and_stores_nothing(operator, field, value):
     make_site("mainz")
@@ -131,6 +264,7 @@ def test_datasets_are_told_with_cases_labels_and_spacing(researcher):
     (dataset,) = researcher.get("/api/sites/mainz/datasets/").data
     assert (dataset["train_cases"], dataset["labels"]["3"]) == (8, "enhancing tumour")
     assert dataset["spacing"] == [4.8, 4.8, 4.8]
+    assert (dataset["validation_cases"], dataset["fewer_than"]) == (None, 5)
 
 
 def test_checks_are_told_newest_first_step_by_step(researcher):

@@ -1,16 +1,16 @@
 import pytest
 
-from fedportal.sites.forms import SiteAdminForm, SiteForm
+from fedportal.sites.forms import site_form
 from fedportal.sites.models import Site
 from tests.factories import ada, make_site, make_user, stella
 
 pytestmark = pytest.mark.django_db
+SiteForm = site_form("local")
 GOOD = {
     "name": "Mainz",
     "slug": "mainz",
     "city": "Mainz",
     "contact": "it@mainz.example",
-    "connector": "local",
     "data_root": "/srv/mainz/data",
     "work_dir": "/srv/mainz/work",
     "threads": "2",
@@ -38,7 +38,6 @@ def test_a_good_form_registers_a_site():
         ("slug", "register", "addresses"),
         ("city", "x" * 121, "120"),
         ("contact", "nobody", "email"),
-        ("connector", "telepathy", "valid choice"),
         ("data_root", "", "required"),
         ("data_root", "data", "whole path"),
         ("data_root", "~/data", "whole path"),
@@ -102,33 +101,3 @@ def test_a_former_steward_can_stay_named():
     site.stewards.add(person)
     form = SiteForm({**GOOD, "stewards": [person.pk]}, instance=site)
     assert form.is_valid(), form.errors
-
-
-@pytest.mark.parametrize(
-    ("typed", "stored"),
-    [
-        ("", {"user": "fed", "password": "old"}),
-        ("password = n=w ", {"user": "fed", "password": "n=w"}),
-        ("user =\n\ntoken=t", {"password": "old", "token": "t"}),
-    ],
-)
-def test_credentials_are_written_by_name(typed, stored):
-    site = make_site("mainz", secrets={"user": "fed", "password": "old"})
-    form = SiteAdminForm({**GOOD, "credentials": typed}, instance=site)
-    assert form.is_valid(), form.errors
-    form.store()
-    assert Site.objects.get().secrets == stored
-
-
-@pytest.mark.parametrize("typed", ["top-secret-4711", "= top-secret-4711", "user name = top-secret-4711"])
-def test_refused_credentials_are_not_repeated(typed):
-    form = SiteAdminForm({**GOOD, "credentials": typed})
-    assert list(form.errors) == ["credentials"]
-    assert "4711" not in form.as_p()
-
-
-def test_stored_credentials_are_never_shown():
-    site = make_site("mainz", secrets={"password": "top-secret-4711"})
-    shown = SiteAdminForm(instance=site).as_p()
-    assert "Stored now: password." in shown
-    assert "4711" not in shown

@@ -1,12 +1,19 @@
+from datetime import timedelta
+
 import pytest
+from django.conf import settings
+from django.contrib.admin.models import LogEntry
 from django.utils import timezone
 
+from fedportal.connectors import registry
 from fedportal.connectors.base import CheckReport, CheckStep
 from fedportal.experiments.models import Participation
 from fedportal.sites import services
-from fedportal.sites.models import Site
+from fedportal.sites.models import CHECK_WITHIN, Site
 from tests.factories import ada, audrey, eve, make_dataset, make_experiment, make_site, make_user, otto, stella
+from tests.sites.probe import KIND, TYPED, certificate
 from tests.sites.test_forms import GOOD
+from trainer.contract import site_key
 
 pytestmark = pytest.mark.django_db
 CAST = {"nobody": None, "ada": ada, "stella": stella, "zoe": None, "otto": otto, "audrey": audrey}
@@ -26,7 +33,17 @@ TABLE = {
     ("GET", "/sites/mainz/"): READ,
     ("GET", "/sites/nowhere/"): dict.fromkeys(CAST, 404) | {"nobody": 302},
     ("GET", "/sites/register/"): OPERATORS,
-    ("POST", "/sites/register/"): OPERATORS,  # 200: the empty form is shown again with its errors
+    ("GET", "/sites/register/local/"): OPERATORS,
+    ("POST", "/sites/register/local/"): OPERATORS,  # 200: the empty form is shown again with its errors
+    ("GET", "/sites/register/telepathy/"): {**OPERATORS, "otto": 404},
+    ("GET", "/sites/mainz/connector/"): OPERATORS,
+    ("GET", "/sites/mainz/edit/?connector=telepathy"): {**OPERATORS, "otto": 404},
+    ("GET", "/sites/mainz/key/"): NO_GET,
+    ("POST", "/sites/mainz/key/"): ACT,  # 302: this site has none, and the operator reads so where the button was
+    ("GET", "/sites/mainz/handout/"): NO_GET,
+    ("POST", "/sites/mainz/handout/"): ACT,
+    ("GET", "/sites/mainz/reissue/"): NO_GET,
+    ("POST", "/sites/mainz/reissue/"): ACT,
     ("GET", "/sites/mainz/edit/"): OPERATORS,
     ("POST", "/sites/mainz/edit/"): OPERATORS,
     ("GET", "/sites/mainz/check/"): NO_GET,
@@ -41,7 +58,13 @@ TABLE = {
     ("GET", "/api/sites/mainz/"): API_READ,
     ("GET", "/api/sites/mainz/datasets/"): API_READ,
     ("GET", "/api/sites/mainz/checks/"): API_READ,
+    ("GET", "/api/connectors/"): {**API_WRITE, "otto": 200},
+    ("POST", "/api/connectors/"): API_NO,
     ("POST", "/api/sites/"): API_WRITE,
+    ("GET", "/api/sites/mainz/key/"): dict.fromkeys(CAST, 405) | {"nobody": 401},
+    ("POST", "/api/sites/mainz/key/"): {**API_WRITE, "otto": 409},
+    ("POST", "/api/sites/mainz/handout/"): {**API_WRITE, "otto": 409},
+    ("POST", "/api/sites/mainz/reissue/"): {**API_WRITE, "otto": 409},
     ("POST", "/api/sites/mainz/check/"): API_CHECK,
     ("PATCH", "/api/sites/mainz/"): {**API_WRITE, "otto": 200},
     ("POST", "/api/sites/mainz/retire/"): {**API_WRITE, "otto": 200},
@@ -75,7 +98,7 @@ def test_who_may_do_what(client, site, method, url, who, status):
 
 def test_a_refused_role_changes_nothing(client, site):
     client.force_login(ada())
-    client.post("/sites/register/", GOOD)
+    client.post("/sites/register/local/", GOOD)
     client.post("/sites/mainz/retire/")
     assert [row.is_retired for row in Site.objects.all()] == [False]
 
@@ -159,14 +182,14 @@ def test_a_requested_check_is_shown_until_it_is_made(client, site):
 
 def test_an_operator_registers_a_site_in_the_browser(client):
     client.force_login(otto())
-    answer = client.post("/sites/register/", GOOD)
+    answer = client.post("/sites/register/local/", GOOD)
     assert (answer.status_code, answer.url) == (302, "/sites/mainz/")
     assert Site.objects.get().check_is_pending
 
 
 def test_a_refused_form_keeps_what_was_typed(client):
     client.force_login(otto())
-    shown = client.post("/sites/register/", {**GOOD, "data_root": "data"}).content.decode()
+    shown = client.post("/sites/register/local/", {**GOOD, "data_root": "data"}).content.decode()
     assert 'value="data"' in shown
     assert 'value="Mainz"' in shown
     assert "Give the whole path, beginning with “/”." in shown
@@ -197,3 +220,119 @@ def test_a_site_is_retired_and_taken_back(client, site):
     assert "Retired sites (1)" in client.get("/sites/").content.decode()
     client.post("/sites/mainz/reinstate/")
     assert not Site.objects.get().is_retired
+
+
+def test_the_connector_is_chosen_first_with_words_when_to_choose_which(client, probe):
+    client.force_login(otto())
+    shown = client.get("/sites/register/").content.decode()
+    assert f'href="/sites/register/{KIND}/"' in shown
+    assert probe.SUMMARY in shown
+    assert 'href="/sites/register/local/"' in shown
+
+
+def test_a_site_with_any_connector_is_registered_in_the_browser_and_told_to_operators(client, probe):
+    client.force_login(otto())
+    shown = client.get(f"/sites/register/{KIND}/").content.decode()
+    for words in ("Where it answers.", 'enctype="multipart/form-data"', 'type="password"', "More settings"):
+        assert words in shown
+    answer = client.post(f"/sites/register/{KIND}/", {**TYPED, "ca_certificate": certificate()}, follow=True)
+    shown = answer.content.decode()
+    for words in ("https://kaapana.mainz.example", "≥ 0.7", "Mainz CA, expires", "20 s"):
+        assert words in shown
+    assert "4711" not in shown
+    client.force_login(ada())
+    shown = client.get("/sites/mainz/").content.decode()
+    for words in ("kaapana.mainz.example", "Mainz CA", "Show the site"):
+        assert words not in shown
+
+
+def test_a_refused_address_is_shown_again_and_a_typed_secret_is_not(client, probe):
+    client.force_login(otto())
+    shown = client.post(f"/sites/register/{KIND}/", {**TYPED, "base_url": "http://mainz.example"}).content.decode()
+    assert 'value="http://mainz.example"' in shown
+    assert "Sites are reached by https:// only." in shown
+    assert "4711" not in shown
+
+
+def test_a_refused_advanced_setting_opens_its_fold(client, probe):
+    client.force_login(otto())
+    shown = client.post(f"/sites/register/{KIND}/", {**TYPED, "timeout": "0"}).content.decode()
+    assert 'field" open>' in shown
+
+
+def test_a_site_gets_another_connector_in_the_browser(client, site, probe):
+    client.force_login(otto())
+    assert f"/sites/mainz/edit/?connector={KIND}" in client.get("/sites/mainz/connector/").content.decode()
+    assert 'name="base_url"' in client.get(f"/sites/mainz/edit/?connector={KIND}").content.decode()
+    assert Site.objects.get().connector == "local"
+    assert client.post(f"/sites/mainz/edit/?connector={KIND}", TYPED).status_code == 302
+    assert Site.objects.get().connector == KIND
+
+
+def test_a_site_whose_connector_this_portal_lacks_is_still_shown(client, monkeypatch):
+    monkeypatch.delitem(registry.KINDS, KIND, raising=False)
+    make_site("mainz", connector=KIND, config={"base_url": "https://old.example"})
+    client.force_login(otto())
+    assert "https://old.example" in client.get("/sites/mainz/").content.decode()
+    assert client.get("/sites/mainz/edit/").status_code == 404
+    assert client.get("/sites/mainz/connector/").status_code == 200
+
+
+def test_the_key_of_a_site_is_shown_on_request_only_and_recorded(client, probe, caplog):
+    make_site("mainz", connector=KIND, secrets={"portal_token": "t"})
+    key = site_key(settings.FEDPORTAL_ATTEMPT_SECRET, "mainz").hex()
+    client.force_login(otto())
+    assert key not in client.get("/sites/mainz/").content.decode()
+    assert not LogEntry.objects.exists()
+    caplog.set_level("INFO")
+    answer = client.post("/sites/mainz/key/")
+    assert f"FEDPORTAL_SITE_KEY={key}" in answer.content.decode()
+    assert "no-store" in answer["Cache-Control"]
+    assert LogEntry.objects.get().change_message == "Read the key of the site"
+    assert "(by otto)" in caplog.text
+    assert key not in caplog.text
+
+
+def test_the_definition_for_the_site_is_shown_on_request_only(client, probe):
+    client.force_login(otto())
+    client.post(f"/sites/register/{KIND}/", TYPED)
+    token = Site.objects.get().secrets["portal_token"]
+    assert token not in client.get("/sites/mainz/").content.decode()
+    shown = client.post("/sites/mainz/handout/").content.decode()
+    assert token in shown
+    assert "Paste this over there." in shown
+    client.post("/sites/mainz/reissue/")
+    assert token not in client.post("/sites/mainz/handout/").content.decode()
+
+
+def test_the_page_says_how_far_a_check_is(client, site):
+    client.force_login(otto())
+    client.post("/sites/mainz/check/")
+    assert "A check is requested" in client.get("/sites/mainz/").content.decode()
+    Site.objects.update(check_due_at=timezone.now() - timedelta(minutes=1))
+    assert "Does the orchestrator run?" in client.get("/sites/mainz/").content.decode()
+    now = timezone.now()
+    Site.objects.update(check_due_at=now + timedelta(minutes=10), checking_since=now - timedelta(seconds=5))
+    shown = client.get("/sites/mainz/").content.decode()
+    assert "The site is being checked" in shown
+    assert "data-waiting" in shown
+    services.record_check(Site.objects.get(), CheckReport((CheckStep("folder", True, "found"),)))
+    assert "data-waiting" not in client.get("/sites/mainz/").content.decode()
+
+
+def test_a_check_whose_orchestrator_died_is_not_waited_for_for_ever(client, site):
+    Site.objects.update(checking_since=timezone.now() - CHECK_WITHIN)
+    client.force_login(otto())
+    assert "data-waiting" not in client.get("/sites/mainz/").content.decode()
+
+
+def test_the_health_history_is_a_strip_and_a_table_of_the_last_thirty(client, site):
+    for number in range(32):
+        services.record_check(site, CheckReport((CheckStep("trainer", number % 2 == 0, f"word {number}"),)))
+    client.force_login(ada())
+    shown = client.get("/sites/mainz/").content.decode()
+    assert shown.count("health__mark health__mark--") == 30
+    assert shown.count("health__mark--bad") == 15
+    assert "word 31" in shown
+    assert "word 1<" not in shown
+    assert "the last 30 checks" in shown

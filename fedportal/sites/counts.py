@@ -1,0 +1,69 @@
+"""Small counts are nobody's business: who may see how many cases a dataset has, and what the others see.
+
+A few cases can be enough to recognise a person. Counts below ``settings.FEDPORTAL_SMALL_COUNT`` are therefore told only
+to operators and to the site's own stewards; for everybody else they are “fewer than 5”, in pages and in the API alike.
+A sum is told only with all its parts, so that no part can be worked out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+
+from fedportal.accounts.models import User
+from fedportal.sites.models import Dataset
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number of cases as one person sees it: ``value``, or that it is smaller than ``fewer_than``."""
+
+    value: int | None
+    fewer_than: int | None = None
+
+    def __str__(self) -> str:
+        return f"fewer than {self.fewer_than}" if self.value is None else str(self.value)
+
+
+@dataclass(frozen=True)
+class CaseCounts:
+    train: Count
+    validation: Count
+    total: Count
+
+    @property
+    def are_whole(self) -> bool:
+        return self.total.value is not None
+
+
+def sees_small_counts(user: Any, site_id: int) -> bool:
+    """Say whether a person sees every count of a site. Asks the database once for a person, not for each site."""
+    if not isinstance(user, User):
+        return False
+    if user.is_operator:
+        return True
+    if not hasattr(user, "_stewarded"):
+        user._stewarded = frozenset(user.sites.values_list("pk", flat=True))
+    return site_id in user._stewarded
+
+
+def count_for(user: Any, site_id: int, number: int) -> Count:
+    least = settings.FEDPORTAL_SMALL_COUNT
+    return Count(number) if number >= least or sees_small_counts(user, site_id) else Count(None, least)
+
+
+def total_of(counts: Iterable[Count]) -> Count:
+    """Add counts up. One that is not told makes the sum “fewer than” the most that it can be, plus one."""
+    parts = list(counts)
+    most = sum((count.fewer_than or 1) - 1 if count.value is None else count.value for count in parts)
+    return Count(most) if all(count.value is not None for count in parts) else Count(None, most + 1)
+
+
+def case_counts(dataset: Dataset, user: Any) -> CaseCounts:
+    """Return how many cases a dataset has, as far as a person may know it."""
+    train = count_for(user, dataset.site_id, dataset.train_cases)
+    validation = count_for(user, dataset.site_id, dataset.validation_cases)
+    return CaseCounts(train, validation, total_of((train, validation)))
