@@ -10,7 +10,6 @@ from typing import Any
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.urls import reverse
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import serializers
 from rest_framework.request import Request
@@ -189,7 +188,7 @@ class ModelFileView(APIView):
     @extend_schema(
         tags=READ,
         parameters=[OpenApiParameter("kind", str, "path", enum=["weights", "recipe", "bundle"])],
-        responses={302: OpenApiResponse(OpenApiTypes.NONE, "Location: a presigned address of the object store.")},
+        responses={302: OpenApiResponse(description="Location: a presigned address of the object store.")},
     )
     def get(self, request: Request, key: str, number: int, kind: str) -> HttpResponse:
         return redirect(address_of(visible_experiment(request.user, key), number, kind))
