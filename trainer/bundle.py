@@ -130,7 +130,7 @@ def metadata(plan: TrainingPlan, recipe: Mapping[str, Any]) -> dict[str, Any]:
         },
         "name": f"{task.name} segmentation",
         "task": f"Segmentation of {', '.join(regions.values())}",
-        "description": f"{plan.network.name} trained by federated learning on {task.name}.",
+        "description": f"{plan.network.name} trained by federated learning on {task.name}. {_local_note(plan)}".strip(),
         "authors": "The participants of the experiment",
         "copyright": "The participants of the experiment",
         "data_type": "nibabel",
@@ -177,6 +177,7 @@ def readme(plan: TrainingPlan) -> str:
         f"{i}. {region.name}: {', '.join(task.labels[number] for number in region.labels)}"
         for i, region in enumerate(task.regions)
     )
+    note = f"\n**Normalisation**: {_local_note(plan)}\n" if plan.local_layers != "none" else ""
     spacing = " × ".join(f"{mm:g}" for mm in plan.spacing) + " mm" if plan.spacing else "as stored"
     return f"""# {task.name}: {plan.network.name}
 
@@ -192,7 +193,7 @@ Global model of a federated training. Research only; not a medical device.
 
 **Preprocessing** (done by the configuration): axes to {AXES}, spacing {spacing}, each channel to mean 0 and
 deviation 1 over its voxels that are not zero.
-
+{note}
 ## Segment a folder of images
 
 In Python, with MONAI and the packages of `configs/metadata.json`, from this folder:
@@ -208,6 +209,16 @@ With the package `fire` also as a command:
 
 Who may use these weights, and for what, is for the participants of the experiment to say.
 """
+
+
+def _local_note(plan: TrainingPlan) -> str:
+    """Say what a reader of the measured numbers has to know when sites kept layers of their own."""
+    if plan.local_layers == "none":
+        return ""
+    return (
+        "Each site kept normalisation layers of its own, and the scores were measured with them; the layers in "
+        "these weights are the mean over the sites, so results elsewhere can be lower."
+    )
 
 
 def _preprocessing(plan: TrainingPlan) -> list[dict[str, Any]]:

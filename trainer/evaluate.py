@@ -11,7 +11,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
-from trainer import losses, metrics, networks, weights
+from trainer import layers, losses, metrics, networks, weights
 from trainer.cache import PreparedCase, prepare
 from trainer.cases import check_task, read_dataset
 from trainer.contract import Exit, JobSpec, MetricRecord, Phase, TrainingPlan
@@ -41,6 +41,7 @@ def evaluate(
         cases = prepare(dataset.validation, recipe, cache=site.cache, threads=machine.threads, report=report)
         network = networks.build(spec.plan.task, spec.plan.network)
         weights.load_model(model, network)
+        layers.restore(network, spec, site=site, report=report)
         network.to(machine.device)
         loaded = time.monotonic()
         validate(network, cases, spec, machine=machine, phase=Phase.INCOMING, report=report)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from trainer import networks, weights
+from trainer import layers, networks, weights
 from trainer.contract import TrainingPlan
 from trainer.data import seed_for
 from trainer.failures import machine_faults
@@ -16,4 +16,5 @@ def init(plan: TrainingPlan, out: Path) -> None:
     """Write the plan's network with fresh weights to ``out``. They depend on the plan's seed and network alone."""
     with machine_faults(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(plan.seed, "initial"))
-        weights.save_model(out, networks.build(plan.task, plan.network), round=0)
+        model = networks.build(plan.task, plan.network)
+        weights.save_model(out, model, local=layers.local_names(model, plan), round=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from monai.losses import DiceFocalLoss, DiceLoss, GeneralizedDiceLoss
 from torch import Tensor, nn
 
@@ -20,6 +21,19 @@ class DiceCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         return self.dice(logits, target) + self.cross_entropy(logits, target)
+
+
+class ProximalTerm:
+    """μ/2 · ‖w − w_global‖² over the trained parameters, from where the model stands now: what FedProx adds to the loss
+    (Li et al. 2020, arXiv:1812.06127)."""
+
+    def __init__(self, model: nn.Module, mu: float) -> None:
+        self.mu = mu
+        self.pairs = [(p, p.detach().clone()) for p in model.parameters() if p.requires_grad]
+
+    def __call__(self) -> Tensor:
+        squares = [(now - start).square().sum() for now, start in self.pairs]
+        return self.mu / 2 * torch.stack(squares).sum()
 
 
 def build(name: str) -> nn.Module:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer import augmentation, losses, networks, optimizers, weights
+from trainer import augmentation, layers, losses, networks, optimizers, weights
 from trainer.cache import PreparedCase, prepare
 from trainer.cases import check_task, read_dataset
 from trainer.contract import UPDATE_NAME, Exit, JobSpec, MetricRecord, Phase
@@ -40,6 +40,7 @@ def train(spec: JobSpec, *, site: Site, run_dir: Path, model: Path, optimizer: P
         training, held_out = _cases(spec, site=site, machine=machine, report=report)
         network = networks.build(plan.task, plan.network)
         weights.load_model(model, network)
+        layers.restore(network, spec, site=site, report=report)
         network.to(machine.device)
         stepper = optimizers.build(network, plan.optimizer)
         optimizers.restore(stepper, network, spec, site=site, sent=optimizer, report=report)
@@ -50,7 +51,8 @@ def train(spec: JobSpec, *, site: Site, run_dir: Path, model: Path, optimizer: P
 
         steps = fit(network, stepper, training, spec, machine=machine, report=report)
         update = run_dir / UPDATE_NAME
-        weights.save_model(update, network, round=spec.round)
+        weights.save_model(update, network, local=layers.local_names(network, plan), round=spec.round)
+        layers.preserve(network, spec, site=site)
         kept = optimizers.preserve(stepper, network, spec, site=site, run_dir=run_dir)
         clock = _lap(seconds, "train", clock)
 
@@ -80,11 +82,13 @@ def fit(
 ) -> int:
     """Run the round's local epochs, reporting the loss of every step; return the number of optimizer steps.
 
+    The loss that is reported is the plan's, without a proximal term, so that experiments can be compared.
     Raises :class:`Fault` DIVERGED as soon as a loss, or in the end a weight, is not finite.
     """
     plan = spec.plan
     augment = augmentation.build(plan.augmentation)
     loss_of = losses.build(plan.loss)
+    proximal = losses.ProximalTerm(network, plan.proximal_mu) if plan.proximal_mu else None
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.mixed)
     total = plan.local_epochs * steps_per_epoch(len(cases), plan)
     step = 0
@@ -104,7 +108,8 @@ def fit(
             value = loss.item()
             if not math.isfinite(value):
                 raise Fault(Exit.DIVERGED, f"Epoch {epoch + 1}, step {step + 1} of {total}.")
-            scaler.scale(loss).backward()
+            objective = loss if proximal is None else loss + proximal()
+            scaler.scale(objective).backward()
             scaler.step(stepper)
             scaler.update()
             step += 1

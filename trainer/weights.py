@@ -1,7 +1,8 @@
 """Weights as safetensors files: written with the same bytes every time, read back strictly, never by pickle.
 
 The only metadata is the key ``fedportal`` with ``{"buffers": [...], "round": n}``: which entries are floating
-buffers (BatchNorm statistics), so that the aggregation can give them their own rule.
+buffers (BatchNorm statistics), so that the aggregation can give them their own rule. Where sites keep layers of
+their own, ``"local": [...]`` names the entries that are only their mean in a global model.
 """
 
 from __future__ import annotations
@@ -32,21 +33,24 @@ def floating_buffers(model: nn.Module) -> list[str]:
     ]
 
 
-def save_model(path: Path, model: nn.Module, *, round: int) -> None:
+def save_model(path: Path, model: nn.Module, *, local: Sequence[str] = (), round: int) -> None:
     """Write the model's whole state; ``round`` is the one that made it (0 = initial model)."""
-    save_tensors(path, model.state_dict(), buffers=floating_buffers(model), round=round)
+    save_tensors(path, model.state_dict(), buffers=floating_buffers(model), local=local, round=round)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, buffers: Sequence[str] = (), round: int) -> None:
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, buffers: Sequence[str] = (), local: Sequence[str] = (), round: int
+) -> None:
     """Write tensors to ``path`` so that readers see all of the file or none of it.
 
     Tied tensors are written once under each of their names: the reader knows nothing of the tie, and the
     aggregation averages every key by itself.
     """
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    note = json.dumps({"buffers": list(buffers), "round": round}, sort_keys=True, separators=(",", ":"))
+    note = {"buffers": list(buffers), "round": round} | ({"local": list(local)} if local else {})
+    text = json.dumps(note, sort_keys=True, separators=(",", ":"))
     with replacing(path) as temporary:
-        save_file(own, temporary, metadata={METADATA_KEY: note})
+        save_file(own, temporary, metadata={METADATA_KEY: text})
 
 
 def load_model(path: Path, model: nn.Module) -> None:

@@ -108,13 +108,14 @@ class LaunchTicket:
     A site that keeps its own key is sent no ``key``: it derives it (:func:`attempt_key`).
     The same key authenticates the attempt's metric records (``Authorization: Bearer <token>``, see
     :func:`metrics_token`) and signs its manifest. ``dataset`` is for sites whose scheduler lays the data out before
-    the trainer starts; the trainer itself believes only the signed spec.
+    the trainer starts, ``kind`` for those that have a DAG for each; the trainer itself believes only the signed spec.
     """
 
     run: str
     spec_url: str
     key: str = ""
     dataset: str = ""
+    kind: Kind = Kind.TRAIN
 
     def to_json(self) -> dict[str, str]:
         return asdict(self)

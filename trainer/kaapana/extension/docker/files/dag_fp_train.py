@@ -114,19 +114,19 @@ def prepared(dag, *, before=None):
 fp_train = workflow("fp-train", BY_THE_PORTAL, at_once=4)
 # Conversion is done once: where the dataset lies ready, "look" is skipped (exit code 126), all that follows
 # it with it, and "train" goes on because nothing has failed.
-look = FpTrainOperator(fp_train, "look", name="look")
+look = FpTrainOperator(dag=fp_train, step="look", name="look")
 converted, folders = prepared(fp_train, before=look)
 train = FpTrainOperator(
-    fp_train, "train", name="train", computes=True, speaks=True, trigger_rule="none_failed", env_vars=folders
+    dag=fp_train, step="train", name="train", computes=True, speaks=True, trigger_rule="none_failed", env_vars=folders
 )
 look >> train
 converted >> train >> LocalWorkflowCleanerOperator(dag=fp_train, clean_workflow_dir=True)
 
 fp_check = workflow("fp-check", BY_THE_PORTAL, at_once=1)
-check = FpTrainOperator(fp_check, "check", name="check", speaks=True)
+check = FpTrainOperator(dag=fp_check, step="check", name="check", speaks=True)
 check >> LocalWorkflowCleanerOperator(dag=fp_check, clean_workflow_dir=True)
 
 fp_offer = workflow("fp-offer", OFFER, at_once=1)
 converted, folders = prepared(fp_offer)
-offer = FpTrainOperator(fp_offer, "offer", name="offer", env_vars=folders)
+offer = FpTrainOperator(dag=fp_offer, step="offer", name="offer", env_vars=folders)
 converted >> offer >> LocalWorkflowCleanerOperator(dag=fp_offer, clean_workflow_dir=True)

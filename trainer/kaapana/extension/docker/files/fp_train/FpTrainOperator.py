@@ -24,7 +24,7 @@ class FpTrainOperator(KaapanaBaseOperator):
     and gets the site's key. All other steps can reach nothing and know no secret.
     """
 
-    def __init__(self, dag, step, *, name, computes=False, speaks=False, env_vars=None, **kwargs):
+    def __init__(self, *, dag, step, name, computes=False, speaks=False, env_vars=None, **kwargs):
         gpu = _number("FEDPORTAL_GPU_MEM_MB", 8000) if computes else 0
         memory = _number("FEDPORTAL_RAM_MEM_MB", 16000) if computes else 2000
         super().__init__(
