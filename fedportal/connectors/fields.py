@@ -6,14 +6,14 @@ A connector class derives from :class:`Configured` and is added to ``registry.KI
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from fedportal.connectors.base import Connector
 
 if TYPE_CHECKING:
-    from fedportal.connectors.kaapana_pull import JobQueue
+    from fedportal.connectors.job_queue import JobQueue
 
 Kind = Literal["text", "url", "secret", "choice", "number", "flag", "file", "json"]
 
@@ -53,12 +53,15 @@ class SiteContext:
     """What a connector may know of the portal and of its site beside its own configuration.
 
     ``portal_url``: where the site reaches the portal. ``trainer_socket``: the portal's own warm trainer, for sites on
-    the portal's machine. ``queue``: the portal's jobs for a site that polls; only the orchestrator hands it out.
+    the portal's machine. ``key``: the site's key. ``probe`` puts a small object into the object store and returns
+    presigned addresses to ``get`` it and to ``put`` it back, for a check. ``queue``: the portal's jobs for a site that polls; only the orchestrator hands it out.
     """
 
     slug: str
     portal_url: str = ""
     trainer_socket: str = ""
+    key: bytes = field(default=b"", repr=False)
+    probe: Callable[[], Mapping[str, str]] | None = None
     queue: JobQueue | None = None
 
 

@@ -11,12 +11,13 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from fedportal.connectors.base import CheckReport, CheckStep, DatasetReport, LogChunk, RunState, RunStatus
-from fedportal.connectors.errors import SiteError, SiteMisbehaved, SiteRefused
+from fedportal.connectors.base import CheckReport, DatasetReport, LogChunk, RunState, RunStatus
+from fedportal.connectors.checking import dataset_report, take_steps
+from fedportal.connectors.errors import SiteMisbehaved, SiteRefused
 from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
 from fedportal.connectors.trainer_process import COMMAND, TrainerProcess, is_locked
 from trainer.contract import EXPLANATIONS, Exit, LaunchTicket
@@ -188,7 +189,7 @@ class LocalConnector(Configured):
         def found() -> str:
             argv = ["inspect", "--data-root", str(self._data_root)]
             reports = json.loads(self._trainer.run_command(argv, timeout=300).require())
-            datasets.extend(_dataset(report) for report in reports)
+            datasets.extend(dataset_report(report) for report in reports)
             if not datasets:
                 raise SiteRefused(
                     "There is no dataset.",
@@ -196,7 +197,7 @@ class LocalConnector(Configured):
                 )
             return f"{len(datasets)} found: {', '.join(report.name for report in datasets)}."
 
-        steps = _steps(
+        steps = take_steps(
             ("Data folder", self._check_data),
             ("Working folder", self._check_work),
             ("Trainer", trainer),
@@ -293,38 +294,3 @@ def _signal(folder: Path, number: int) -> bool:
             kill(pid, number)
             break
     return True
-
-
-def _steps(*steps: tuple[str, Callable[[], str]]) -> tuple[CheckStep, ...]:
-    """Take the steps in order; what comes after a failed one is not reached."""
-    done: list[CheckStep] = []
-    failed = False
-    for name, act in steps:
-        if failed:
-            done.append(CheckStep(name, None, "Not reached."))
-            continue
-        start = time.monotonic()
-        try:
-            done.append(CheckStep(name, True, act(), seconds=time.monotonic() - start))
-        except SiteError as error:
-            failed = True
-            done.append(CheckStep(name, False, error.message, error.remedy, time.monotonic() - start))
-        except (ValueError, KeyError, TypeError) as error:
-            failed = True
-            message = f"The trainer's answer makes no sense ({type(error).__name__})."
-            done.append(CheckStep(name, False, message, "Compare the versions.", time.monotonic() - start))
-    return tuple(done)
-
-
-def _dataset(report: dict[str, Any]) -> DatasetReport:
-    return DatasetReport(
-        name=str(report["name"]),
-        title=str(report["title"]),
-        train_cases=int(report["train_cases"]),
-        validation_cases=int(report["validation_cases"]),
-        channels=tuple(str(channel) for channel in report["channels"]),
-        labels={int(number): str(name) for number, name in report["labels"].items()},
-        spacing=tuple(float(mm) for mm in report.get("spacing", ())),
-        shape=tuple(int(voxels) for voxels in report.get("shape", ())),
-        problems=tuple(str(problem) for problem in report.get("problems", ())),
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedportal.connectors.airflow import AirflowConnector
 from fedportal.connectors.base import Connector
 from fedportal.connectors.fields import Configured, SiteContext
 from fedportal.connectors.kaapana_pull import KaapanaPullConnector
@@ -12,6 +13,7 @@ from fedportal.connectors.local import LocalConnector
 
 KINDS: Mapping[str, type[Configured]] = {
     "local": LocalConnector,
+    "airflow": AirflowConnector,
     "kaapana-pull": KaapanaPullConnector,
 }
 

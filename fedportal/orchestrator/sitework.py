@@ -95,6 +95,10 @@ class Answer:
     has_delivered: bool = False
 
 
+def _kind(s: Snapshot) -> Kind:
+    return Kind.EVALUATE if s.round.is_evaluation else Kind.TRAIN
+
+
 def _key(attempt: AttemptView, tools: Tools) -> str:
     return attempt_key(site_key(tools.secret, attempt.site.slug), attempt.run)
 
@@ -120,7 +124,7 @@ def publish(s: Snapshot, attempt: AttemptView, dataset: str, tools: Tools) -> di
             if s.model.server_state_key:
                 optimizer_in = fetch(s.model.server_state_key, s.model.server_state_sha256, s.model.server_state_size)
     spec = JobSpec(
-        kind=Kind.EVALUATE if s.round.is_evaluation else Kind.TRAIN,
+        kind=_kind(s),
         run=attempt.run,
         experiment=s.key,
         round=s.round.number,
@@ -166,7 +170,7 @@ def launch(s: Snapshot, attempt: AttemptView, before: Sequence[AttemptView], too
         connector.cancel(old.run)
     spec_url = tools.store.presign_get(f"{s.prefix(attempt)}/{SPEC_NAME}", tools.url_lifetime)
     dataset = next(p.dataset for p in s.participants if p.site.id == attempt.site.id)
-    return connector.launch(LaunchTicket(attempt.run, spec_url, _key(attempt, tools), dataset))
+    return connector.launch(LaunchTicket(attempt.run, spec_url, _key(attempt, tools), dataset, _kind(s)))
 
 
 # --- while it runs --------------------------------------------------------------------------------
@@ -217,7 +221,7 @@ def fetch_delivery(s: Snapshot, attempt: AttemptView, tools: Tools) -> Delivery 
         manifest = manifest_from_json(verified(data, _key(attempt, tools)))
     except ContractError as error:
         return Delivery(refused=f"The manifest cannot be used: {error}.")
-    kind = Kind.EVALUATE if s.round.is_evaluation else Kind.TRAIN
+    kind = _kind(s)
     theirs = (manifest.run, manifest.experiment, manifest.round, manifest.site, manifest.attempt, manifest.kind)
     if theirs != (attempt.run, s.key, s.round.number, attempt.site.slug, attempt.number, kind):
         return Delivery(refused=f"The manifest is that of another run ({manifest.run}).")

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from django.conf import settings
@@ -21,15 +22,18 @@ from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import SiteView
 from fedportal.relay.queue import SiteQueue
 from fedportal.sites.connection import site_context
-from trainer.contract import canonical_json
+from trainer.contract import ROOT, canonical_json
 
 AGGREGATION_TIMEOUT = 1800.0
+PROBE_BYTES = 1024 * 1024
+PROBE_TIME = timedelta(minutes=10)
 
 
 class Connectors:
     """One connector for each site as it is configured now, kept for its open connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
         self._lock = threading.Lock()
         self._built: dict[str, tuple[bytes, Connector]] = {}
 
@@ -38,13 +42,21 @@ class Connectors:
         with self._lock:
             known = self._built.get(site.slug)
             if known is None or known[0] != mark:
-                built = registry.build(site.connector, site.config, site.secrets, site=_context(site))
+                built = registry.build(site.connector, site.config, site.secrets, site=self._context(site))
                 known = self._built[site.slug] = (mark, built)
             return known[1]
 
+    def _context(self, site: SiteView) -> SiteContext:
+        return replace(
+            site_context(site.slug), queue=SiteQueue(site.slug), probe=partial(_probe, self._store, site.slug)
+        )
 
-def _context(site: SiteView) -> SiteContext:
-    return replace(site_context(site.slug), queue=SiteQueue(site.slug))
+
+def _probe(store: ObjectStore, slug: str) -> dict[str, str]:
+    """Put an object for a site's check into the store; return the presigned addresses."""
+    key = f"{ROOT}/checks/{slug}"
+    store.put_bytes(key, bytes(PROBE_BYTES))
+    return {"get": store.presign_get(key, PROBE_TIME), "put": store.presign_put(key, PROBE_TIME)}
 
 
 def from_settings() -> Tools:
@@ -55,12 +67,13 @@ def from_settings() -> Tools:
         result = trainer.run_command(argv, timeout=timeout)
         return result.exit_code, result.log or result.output
 
+    store = ObjectStore(**settings.OBJECT_STORE)
     return Tools(
-        store=ObjectStore(**settings.OBJECT_STORE),
+        store=store,
         aggregation=AggregationProcess(
             memory_limit_bytes=settings.FEDPORTAL_AGGREGATION_MEMORY, timeout=AGGREGATION_TIMEOUT
         ),
-        connector=Connectors(),
+        connector=Connectors(store),
         trainer=run_trainer,
         spool=Path(settings.FEDPORTAL_SPOOL),
         secret=settings.FEDPORTAL_ATTEMPT_SECRET,
