@@ -10,6 +10,7 @@ from typing import Any
 
 from fedportal.experiments.models import Experiment, Straggler, Weighting
 from fedportal.experiments.recipe import ALL_SETTINGS, BY_NAME, STRATEGY_SETTINGS, Setting, has_effect, value_of
+from fedportal.sites.counts import count_for, total_of
 from fedportal.sites.models import Dataset
 from trainer.contract import (
     ContractError,
@@ -192,8 +193,8 @@ def summary(experiment: Experiment) -> str:
     regions = _listed([region["name"] for region in task.get("regions", [])])
     what = task.get("name") or "a task still to be chosen"
     of = f" ({regions} from {_listed(task['channels'])})" if regions and task.get("channels") else ""
-    cases = sum(part.dataset.train_cases for part in parts)
-    where = f"at {_count(len(parts), 'site')} with {_count(cases, 'training case')}" if parts else "at no site yet"
+    cases = total_of(count_for(None, part.site_id, part.dataset.train_cases) for part in parts)
+    where = f"at {_count(len(parts), 'site')} with {cases} training cases" if parts else "at no site yet"
     answers = "the site answers" if len(parts) == 1 else f"at least {experiment.min_sites} of {len(parts)} sites answer"
     if not parts:
         answers = f"at least {_count(experiment.min_sites, 'site')} answer"
@@ -213,8 +214,8 @@ def _strategy(experiment: Experiment) -> str:
     title = BY_NAME["strategy"].show(experiment.strategy)
     if title[1:] == title[1:].lower():  # not a name like FedAdam
         title = title.lower()
-    own = [s for s in STRATEGY_SETTINGS if has_effect(experiment, s)]
-    options = ", ".join(f"{s.label[:1].lower()}{s.label[1:]} {s.show(value_of(experiment, s))}" for s in own)
+    own = (setting for setting in STRATEGY_SETTINGS if has_effect(experiment, setting))
+    options = ", ".join(f"{s.label.partition(': ')[2]} {s.show(value_of(experiment, s))}" for s in own)
     return f"{title} ({options})" if options else title
 
 

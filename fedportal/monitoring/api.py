@@ -21,6 +21,7 @@ from fedportal.monitoring.access import visible_experiment
 from fedportal.monitoring.downloads import WEIGHTS, address_of
 from fedportal.monitoring.logs import LINES_SHOWN, lines_of
 from fedportal.monitoring.rows import BATCH
+from fedportal.sites.counts import told_cases
 
 AFTER = OpenApiParameter("after", int, description="Only rows behind this id (0: from the beginning).", default=0)
 LIMIT = OpenApiParameter("limit", int, description=f"How many rows at most, 1 to {BATCH}.", default=500)
@@ -38,7 +39,10 @@ def _whole(request: Request, name: str, *, default: int, low: int = 0, high: int
 
 class MetricSerializer(serializers.ModelSerializer):
     """One number. ``phase``: train, incoming (global model at a site), local (after training), global (mean over
-    sites). ``at`` is when it was measured; ``value`` is null where undefined; hd95 is in mm."""
+    sites). ``at`` is when it was measured; ``value`` is null where undefined; hd95 is in mm. ``cases``: how many it is
+    the mean of, null where so small a number is only for operators and the site's steward."""
+
+    cases = serializers.SerializerMethodField()
 
     class Meta:
         model = Metric
@@ -46,6 +50,9 @@ class MetricSerializer(serializers.ModelSerializer):
             "id", "at", "round_number", "site", "attempt", "phase", "name", "region", "step", "progress", "cases",
             "value",
         ]  # fmt: skip
+
+    def get_cases(self, metric: Metric) -> int | None:
+        return told_cases(self.context["request"].user, metric.site, metric.cases)
 
 
 class EventSerializer(serializers.ModelSerializer):
@@ -63,11 +70,14 @@ class AttemptSerializer(serializers.ModelSerializer):
 
 
 class SiteRunSerializer(serializers.ModelSerializer):
-    """``weight``: share in the aggregate, 0 to 1. ``seconds``: duration of each step at the site."""
+    """``weight``: share in the aggregate, 0 to 1. ``seconds``: duration of each step at the site. Numbers of cases are
+    null where so small a number is only for operators and the site's steward."""
 
     site = serializers.CharField(source="participation.site.slug", read_only=True)
     seconds = serializers.DictField(child=serializers.FloatField(), read_only=True)
     attempts = AttemptSerializer(many=True, read_only=True)
+    train_cases = serializers.SerializerMethodField()
+    validation_cases = serializers.SerializerMethodField()
 
     class Meta:
         model = SiteRun
@@ -75,6 +85,15 @@ class SiteRunSerializer(serializers.ModelSerializer):
             "site", "state", "attempt", "reason", "train_cases", "validation_cases", "steps", "weight", "update_norm",
             "update_sha256", "update_size", "seconds", "attempts",
         ]  # fmt: skip
+
+    def get_train_cases(self, run: SiteRun) -> int | None:
+        return self._told(run, run.train_cases)
+
+    def get_validation_cases(self, run: SiteRun) -> int | None:
+        return self._told(run, run.validation_cases)
+
+    def _told(self, run: SiteRun, number: int) -> int | None:
+        return told_cases(self.context["request"].user, run.participation.site.slug, number)
 
 
 class RoundSerializer(serializers.ModelSerializer):
@@ -157,7 +176,12 @@ def _page(request: Request, rows: Any, serializer: type[serializers.Serializer])
     after = _whole(request, "after", default=0)
     limit = _whole(request, "limit", default=500, low=1, high=BATCH)
     found = list(rows.filter(id__gt=after).order_by("id")[:limit])
-    return Response({"next": found[-1].pk if found else after, "results": serializer(found, many=True).data})
+    return Response(
+        {
+            "next": found[-1].pk if found else after,
+            "results": serializer(found, many=True, context={"request": request}).data,
+        }
+    )
 
 
 class RoundsView(APIView):
@@ -169,7 +193,7 @@ class RoundsView(APIView):
         before = _whole(request, "before", default=10**9)
         limit = _whole(request, "limit", default=100, low=1, high=BATCH)
         rows = rows.filter(number__lt=before).prefetch_related("site_runs__attempts", "site_runs__participation__site")
-        return Response(RoundSerializer(rows[:limit], many=True).data)
+        return Response(RoundSerializer(rows[:limit], many=True, context={"request": request}).data)
 
 
 class ModelsView(APIView):

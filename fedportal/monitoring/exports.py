@@ -13,11 +13,13 @@ from typing import Any
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.views.decorators.http import require_GET
 
+from fedportal.accounts.models import User
 from fedportal.experiments.models import Event, Experiment, Metric
 from fedportal.monitoring.access import visible_experiment
 from fedportal.monitoring.figures import CHARTS, collect, figure
 from fedportal.monitoring.overview import site_styles
 from fedportal.monitoring.rows import BATCH, page_rows
+from fedportal.sites.counts import told_cases
 
 METRIC_FIELDS = (
     "id", "at", "round_number", "site", "attempt", "phase", "name", "region", "step", "progress", "cases", "value",
@@ -58,10 +60,14 @@ def _json(experiment: Experiment, name: str, rows: Iterable[dict[str, Any]]) -> 
     yield "\n]}\n"
 
 
-def metric_dicts(experiment: Experiment) -> Iterator[dict[str, Any]]:
-    """Stream every metric in the order in which it came in; ``at`` is the time of the measurement (UTC)."""
+def metric_dicts(experiment: Experiment, user: User) -> Iterator[dict[str, Any]]:
+    """Stream every metric in the order in which it came in; ``at`` is the time of the measurement (UTC).
+
+    ``cases`` is ``None`` where a person may not know so small a number.
+    """
     rows = Metric.objects.filter(experiment=experiment).order_by("id")
-    return rows.values(*METRIC_FIELDS).iterator(chunk_size=BATCH)
+    for row in rows.values(*METRIC_FIELDS).iterator(chunk_size=BATCH):
+        yield row | {"cases": told_cases(user, row["site"], row["cases"])}
 
 
 def event_dicts(experiment: Experiment) -> Iterator[dict[str, Any]]:
@@ -77,13 +83,15 @@ def _file(parts: Iterator[str], kind: str, name: str) -> StreamingHttpResponse:
 @require_GET
 def metrics_csv(request: HttpRequest, key: str) -> HttpResponse:
     experiment = visible_experiment(request.user, key)
-    return _file(_csv(METRIC_FIELDS, metric_dicts(experiment)), "text/csv", f"fedportal-{key}-metrics.csv")
+    return _file(
+        _csv(METRIC_FIELDS, metric_dicts(experiment, request.user)), "text/csv", f"fedportal-{key}-metrics.csv"
+    )
 
 
 @require_GET
 def metrics_json(request: HttpRequest, key: str) -> HttpResponse:
     experiment = visible_experiment(request.user, key)
-    parts = _json(experiment, "metrics", metric_dicts(experiment))
+    parts = _json(experiment, "metrics", metric_dicts(experiment, request.user))
     return _file(parts, "application/json", f"fedportal-{key}-metrics.json")
 
 

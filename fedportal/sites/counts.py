@@ -45,14 +45,29 @@ def sees_small_counts(user: Any, site_id: int) -> bool:
         return False
     if user.is_operator:
         return True
+    return site_id in _stewarded(user)
+
+
+def sees_small_counts_at(user: Any, slug: str) -> bool:
+    """Say the same of a site that is known by its short name, as in metrics."""
+    return isinstance(user, User) and (user.is_operator or slug in _stewarded(user).values())
+
+
+def _stewarded(user: User) -> dict[int, str]:
     if not hasattr(user, "_stewarded"):
-        user._stewarded = frozenset(user.sites.values_list("pk", flat=True))
-    return site_id in user._stewarded
+        user._stewarded = dict(user.sites.values_list("pk", "slug"))
+    return user._stewarded
 
 
 def count_for(user: Any, site_id: int, number: int) -> Count:
     least = settings.FEDPORTAL_SMALL_COUNT
     return Count(number) if number >= least or sees_small_counts(user, site_id) else Count(None, least)
+
+
+def told_cases(user: Any, slug: str, number: int | None) -> int | None:
+    """Return with how many cases something was done at a site, ``None`` where that is withheld; 0 says nothing yet."""
+    is_told = not number or number >= settings.FEDPORTAL_SMALL_COUNT or sees_small_counts_at(user, slug)
+    return number if is_told else None
 
 
 def total_of(counts: Iterable[Count]) -> Count:

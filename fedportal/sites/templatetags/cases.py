@@ -16,6 +16,12 @@ def case_counts_tag(context: template.Context, dataset: Dataset) -> CaseCounts:
     return case_counts(dataset, context.get("user"))
 
 
+@register.filter
+def public_count(number: int) -> Count:
+    """Return a number of cases as everybody may know it, for what is sent to many people at once."""
+    return count_for(None, 0, number)
+
+
 @register.simple_tag(takes_context=True)
 def case_count(context: template.Context, site_id: int, number: int) -> Count:
     """``{% case_count run.participation.site_id run.train_cases %}``"""
