@@ -10,14 +10,14 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
-from fedportal.connectors.base import CheckReport, CheckStep, DatasetReport, LogChunk, RunState, RunStatus
-from fedportal.connectors.errors import SiteUnreachable
+from fedportal.connectors.base import CheckReport, DatasetReport, LogChunk, RunState, RunStatus
+from fedportal.connectors.checking import dataset_report, take_steps
+from fedportal.connectors.errors import SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
+from fedportal.connectors.job_queue import JobQueue, JobState, Look, QueuedJob, Sighting
 from trainer.contract import CONTRACT_VERSION, LaunchTicket
 
 SILENT_AFTER = 60.0
@@ -27,88 +27,13 @@ MOST_SKEW = 300.0
 CANCEL_PATIENCE = 8.0
 """Seconds in which a cancelled run is expected to be confirmed; one poll and a report take about five."""
 LOOK_EVERY = 0.2
+CHECK_DAG = "fp-check"
 NO_FERNET = "deactivated"
 """Kaapana's word for files that are not encrypted with Fernet on top of TLS."""
 
 _INSTANCE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?\Z")
 _FERNET = re.compile(r"[A-Za-z0-9_-]{43}=\Z")
 _DAG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?\Z")
-
-
-class JobState(StrEnum):
-    """States of a job, in Kaapana's words. ``aborted`` is of its later versions."""
-
-    QUEUED = "queued"
-    PENDING = "pending"
-    SCHEDULED = "scheduled"
-    RUNNING = "running"
-    FINISHED = "finished"
-    FAILED = "failed"
-    DELETED = "deleted"
-    ABORTED = "aborted"
-
-    @property
-    def rank(self) -> int:
-        """Order in which a job goes through its states: a report of an earlier one came late."""
-        return _RANKS.get(self, 4)
-
-    @property
-    def is_over(self) -> bool:
-        return self.rank == 4
-
-
-_RANKS = {JobState.QUEUED: 0, JobState.PENDING: 1, JobState.SCHEDULED: 2, JobState.RUNNING: 3}
-
-
-@dataclass(frozen=True)
-class QueuedJob:
-    """A job as the relay knows it. ``message``: the site's own words. ``is_cancelled``: the portal asked for its end."""
-
-    state: JobState
-    message: str = ""
-    is_cancelled: bool = False
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """What a site has told of itself. ``silent_for``: seconds since its last poll, ``None``: it has never polled.
-
-    ``datasets``: name → number of series; ``dags``: what it allows; ``skew``: seconds that its clock is ahead, ``None``
-    where it sent no time.
-    """
-
-    silent_for: float | None = None
-    agent: str = ""
-    dialect: str = ""
-    dags: tuple[str, ...] = ()
-    datasets: Mapping[str, int] = field(default_factory=dict)
-    polls_by_itself: bool = False
-    starts_by_itself: bool = False
-    skew: float | None = None
-
-
-class JobQueue(Protocol):
-    """The jobs of one site. Calls may be repeated; none waits for the site."""
-
-    def put(self, run: str, *, dag_id: str, conf: Mapping[str, Any], dataset: str) -> bool:
-        """Keep a job for the site's next poll. False: there was one of that name."""
-        ...
-
-    def job(self, run: str) -> QueuedJob | None: ...
-
-    def cancel(self, run: str) -> None:
-        """Ask for the end of a job. One that cannot have started yet is over at once."""
-        ...
-
-    def log(self, run: str, *, offset: int) -> LogChunk:
-        """Return text of a log that the site has delivered; empty while it has not."""
-        ...
-
-    def sighting(self) -> Sighting: ...
-
-    def reports(self) -> tuple[DatasetReport, ...]:
-        """Return the datasets as the site's trainer last described them; empty while it has not."""
-        ...
 
 
 class KaapanaPullConnector(Configured):
@@ -251,18 +176,37 @@ class KaapanaPullConnector(Configured):
     # --- check -------------------------------------------------------------------------------------
 
     def check(self) -> CheckReport:
+        """Report what the site's polls and its last run of ``fp-check`` told. Nothing is waited for: where there is no
+        report yet, one is asked for, and its arrival brings the next check."""
         seen = self._queue.sighting()
-        datasets = self._queue.reports()
-        steps = [self._polls(seen)]
-        if seen.silent_for is None:
-            names = ("Automatic sync", "Clock", "DAG", "Datasets")
-            steps += [CheckStep(name, None, "Not known before the first poll.") for name in names]
-        else:
-            steps += [_syncs(seen), _clock(seen), self._allows(seen), _datasets(seen, datasets)]
+        report: dict[str, Any] = {}
+        datasets: list[DatasetReport] = []
+
+        def trainer() -> str:
+            look = self._queue.look(self._portal_url)
+            report.update(look.report)
+            return _trainer(look, seen)
+
+        def described() -> str:
+            datasets.extend(dataset_report(entry) for entry in report["datasets"])
+            if not datasets:
+                raise SiteRefused("The site's trainer finds no dataset.", remedy="Prepare one at the site (fp-offer).")
+            return f"{len(datasets)} found: {', '.join(found.name for found in datasets)}."
+
+        steps = take_steps(
+            ("Poll", lambda: self._polls(seen)),
+            ("Automatic sync", lambda: _syncs(seen)),
+            ("Clock", lambda: _clock(seen)),
+            ("DAG", lambda: self._allows(seen)),
+            ("Trainer", trainer),
+            ("Object store", lambda: _store(report)),
+            ("Datasets", described),
+        )
+        versions = dict(report.get("versions") or {})
         return CheckReport(
-            steps=tuple(steps),
-            version=seen.agent,
-            datasets=datasets,
+            steps=steps,
+            version=" · ".join(f"{name} {value}" for name, value in versions.items()),
+            datasets=tuple(datasets),
             facts={
                 "silent_for": None if seen.silent_for is None else round(seen.silent_for, 1),
                 "allowed_dags": list(seen.dags),
@@ -270,35 +214,33 @@ class KaapanaPullConnector(Configured):
                 "automatic_start": seen.starts_by_itself,
                 "clock_skew": seen.skew,
                 "protocol": seen.dialect,
+                "agent": seen.agent,
+                **{name: report[name] for name in ("cpus", "gpus", "free_bytes") if name in report},
             },
         )
 
-    def _polls(self, seen: Sighting) -> CheckStep:
+    def _polls(self, seen: Sighting) -> str:
         if seen.silent_for is None:
-            return CheckStep(
-                "Poll",
-                False,
+            raise SiteRefused(
                 "The site has never polled.",
-                f"Paste the portal's definition into the site's Kaapana, and let it reach {self._portal_url} over HTTPS.",
+                remedy="Paste the portal's definition into the site's Kaapana, and let it reach "
+                f"{self._portal_url} over HTTPS.",
             )
         if seen.silent_for > SILENT_AFTER:
-            return CheckStep(
-                "Poll",
-                False,
+            raise SiteUnreachable(
                 f"The site does not poll any more: {_last_poll(seen)}.",
-                "See whether Kaapana is up, syncs automatically, and still has the portal's present definition.",
+                remedy="See whether Kaapana is up, syncs automatically, and has the portal's present definition.",
             )
-        return CheckStep("Poll", True, f"{_last_poll(seen).capitalize()}.")
+        return f"{_last_poll(seen).capitalize()}."
 
-    def _allows(self, seen: Sighting) -> CheckStep:
-        if self._dag in seen.dags:
-            return CheckStep("DAG", True, f"The site allows {self._dag}.")
+    def _allows(self, seen: Sighting) -> str:
+        missing = [dag for dag in (self._dag, CHECK_DAG) if dag not in seen.dags]
+        if not missing:
+            return f"The site allows {self._dag} and {CHECK_DAG}."
         others = f" (allowed: {', '.join(seen.dags)})" if seen.dags else ""
-        return CheckStep(
-            "DAG",
-            False,
-            f"The site does not allow {self._dag}{others}.",
-            f"Install the fedportal extension, then tick {self._dag} under Allowed DAGs of the local instance.",
+        raise SiteRefused(
+            f"The site does not allow {' and '.join(missing)}{others}.",
+            remedy="Install the fedportal extension, then tick its DAGs under Allowed DAGs of the local instance.",
         )
 
 
@@ -357,45 +299,63 @@ def _last_poll(seen: Sighting) -> str:
     return f"last poll {seconds} s ago"
 
 
-def _syncs(seen: Sighting) -> CheckStep:
+def _syncs(seen: Sighting) -> str:
     if not seen.polls_by_itself:
-        return CheckStep(
-            "Automatic sync",
-            False,
+        raise SiteRefused(
             "The site polls only when somebody presses “sync remotes”.",
-            "Switch on “Automatically sync remotes” of the local instance in Kaapana.",
+            remedy="Switch on “Automatically sync remotes” of the local instance in Kaapana.",
         )
     starts = "starts runs by itself" if seen.starts_by_itself else "starts each run after a steward's confirmation"
-    return CheckStep("Automatic sync", True, f"The site polls by itself and {starts}.")
+    return f"The site polls by itself and {starts}."
 
 
-def _clock(seen: Sighting) -> CheckStep:
+def _clock(seen: Sighting) -> str:
     if seen.skew is None:
-        return CheckStep("Clock", True, "The site sends no time with its polls.")
+        return "The site sends no time with its polls."
     ahead = "ahead of" if seen.skew > 0 else "behind"
+    words = f"The site's clock is {abs(seen.skew):.0f} s {ahead} the portal's."
     if abs(seen.skew) > MOST_SKEW:
-        return CheckStep(
-            "Clock",
-            False,
-            f"The site's clock is {abs(seen.skew):.0f} s {ahead} the portal's.",
-            "Let the site set its clock by NTP: presigned addresses are not valid for a wrong one.",
+        raise SiteRefused(
+            words, remedy="Let the site set its clock by NTP: presigned addresses are not valid for a wrong one."
         )
-    return CheckStep("Clock", True, f"The site's clock is {abs(seen.skew):.0f} s {ahead} the portal's.")
+    return words
 
 
-def _datasets(seen: Sighting, reports: tuple[DatasetReport, ...]) -> CheckStep:
-    if reports:
-        return CheckStep("Datasets", True, f"{len(reports)} described: {', '.join(r.name for r in reports)}.")
-    if seen.datasets:
-        return CheckStep(
-            "Datasets",
-            False,
-            f"The site allows {', '.join(seen.datasets)}, but its trainer has not described them yet.",
-            "Let the steward confirm the run of fp-check, or start it again with a check.",
+def _trainer(look: Look, seen: Sighting) -> str:
+    if not look.report:
+        job = look.job
+        if job is not None and job.state.is_over:
+            raise SiteRefused(
+                f"The site's trainer could not report: {_ended(job).message or 'its report cannot be read.'}",
+                remedy="See the log of fp-check in the site's Kaapana; the trainer needs the site's key and the "
+                "object store.",
+            )
+        why = _why_waiting(job.state, seen) if job is not None and job.state is not JobState.RUNNING else "It runs."
+        raise SiteUnreachable(
+            f"The site's trainer has not reported yet. {why}",
+            remedy="A steward may have to confirm fp-check in Kaapana's workflow list; otherwise it is a matter of "
+            "a minute.",
         )
-    return CheckStep(
-        "Datasets",
-        False,
-        "The site allows no dataset.",
-        "Tick the dataset under Allowed Datasets of the local instance in Kaapana.",
-    )
+    versions = dict(look.report["versions"])
+    if str(versions.get("contract")) != str(CONTRACT_VERSION):
+        raise SiteRefused(
+            f"The trainer speaks contract {versions.get('contract')}, the portal {CONTRACT_VERSION}.",
+            remedy="Update the fedportal extension at the site.",
+        )
+    if problems := look.report.get("problems"):
+        raise SiteRefused(" ".join(map(str, problems)), remedy="Mend it at the site.")
+    gpus = len(look.report.get("gpus") or ())
+    return f"Trainer of contract {versions['contract']} with torch {versions.get('torch')}, {gpus or 'no'} GPU."
+
+
+def _store(report: Mapping[str, Any]) -> str:
+    trip = report.get("store")
+    if not trip:
+        return "The site's report reached the object store."
+    if not trip["ok"]:
+        raise SiteRefused(
+            f"The site's trainer does not reach the object store: {trip['error']}.",
+            remedy="Let the training pods reach it over HTTPS (egress label, proxy, certificate).",
+        )
+    megabits = [trip["bytes"] * 8e-6 / max(trip[way], 1e-6) for way in ("down_s", "up_s")]
+    return f"Fetched and put {trip['bytes'] // 1024} KiB: {megabits[0]:.0f} Mbit/s down, {megabits[1]:.0f} up."

@@ -6,7 +6,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils import timezone
 
-from fedportal.connectors.kaapana_pull import JobState
+from fedportal.connectors.job_queue import JobState
 from fedportal.sites.fields import EncryptedJSONField
 from fedportal.sites.models import Site
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedportal.connectors.kaapana_pull import JobState
+from fedportal.connectors.job_queue import JobState
 from fedportal.relay.models import RemoteJob
 
 Dialect = Literal["poll", "sync"]

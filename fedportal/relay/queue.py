@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,9 +15,10 @@ from django.db import close_old_connections, connection, transaction
 from django.db.models import Max
 from django.utils import timezone
 
-from fedportal.connectors.base import DatasetReport, LogChunk
-from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, SiteRefused, StoreError
-from fedportal.connectors.kaapana_pull import JobState, QueuedJob, Sighting
+from fedportal.connectors.base import LogChunk
+from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, SiteRefused, SiteUnreachable, StoreError
+from fedportal.connectors.job_queue import JobState, Look, QueuedJob, Sighting
+from fedportal.connectors.kaapana_pull import CHECK_DAG, read_project
 from fedportal.connectors.objectstore import ObjectStore
 from fedportal.experiments.models import Attempt
 from fedportal.experiments.store import object_store
@@ -37,9 +39,12 @@ logger = logging.getLogger(__name__)
 LOG_CHUNK = 256 * 1024
 MAX_LOG = 8 * 1024 * 1024
 REPORT_EVERY = timedelta(hours=12)
+REPORT_AGAIN = timedelta(minutes=5)
+"""A check that failed is tried again sooner."""
+MAX_REPORT = 4 * 2**20
+PROBE_SIZE = 256 * 1024
 REPORT_URL_LIFETIME = timedelta(days=2)
 """A steward may confirm the run that describes the datasets on another day."""
-CHECK_DAG = "fp-check"
 TAKEN_WITHIN = timedelta(seconds=30)
 """A job that was handed out and not reported as taken after this time has not arrived."""
 MAX_CONF = 1_000_000
@@ -119,47 +124,62 @@ class SiteQueue:
             skew=seen.clock_skew,
         )
 
-    # --- what the site's trainer says of its datasets -----------------------------------------------
+    # --- what the site's trainer says of itself -----------------------------------------------------
 
-    def reports(self) -> tuple[DatasetReport, ...]:
-        """Return what the newest finished check reported; queue another check when it is missing or old."""
+    def look(self, portal_url: str) -> Look:
+        try:
+            return self._look(portal_url)
+        except StoreError as error:
+            raise SiteUnreachable(
+                "The portal's own object store does not answer.", remedy="Start it again, or correct its settings."
+            ) from error
+
+    def _look(self, portal_url: str) -> Look:
         with _rows():
-            checks = RemoteJob.objects.defer("conf").filter(site__slug=self._slug, is_check=True)
-            newest = checks.order_by("-pk").first()
-            finished = checks.filter(state=JobState.FINISHED).order_by("-pk").first()
-            if newest is None or (newest.status.is_over and timezone.now() - newest.created_at > REPORT_EVERY):
-                self._put_check()
-        return self._read_report(finished.run) if finished else ()
+            checks = RemoteJob.objects.defer("conf").filter(site__slug=self._slug, is_check=True).order_by("-pk")
+            newest, finished = checks.first(), checks.filter(state=JobState.FINISHED).first()
+            if newest is None or (newest.status.is_over and timezone.now() - newest.created_at > self._pause(newest)):
+                newest = self._put_check(portal_url)
+            job = QueuedJob(newest.status, newest.description, newest.abort_requested_at is not None)
+        return Look(self._read_report(finished.run) if finished else {}, job)
 
-    def ask_again(self) -> None:
-        """Queue a check now, whatever was reported before."""
-        with _rows():
-            if not RemoteJob.objects.filter(site__slug=self._slug, is_check=True, ended_at=None).exists():
-                self._put_check()
+    def _pause(self, last: RemoteJob) -> timedelta:
+        return REPORT_EVERY if last.status is JobState.FINISHED else REPORT_AGAIN
 
-    def _put_check(self) -> None:
-        site = Site.objects.get(slug=self._slug)
+    def _put_check(self, portal_url: str) -> RemoteJob:
+        site, store = Site.objects.get(slug=self._slug), self._store()
         number = (RemoteJob.objects.aggregate(most=Max("pk"))["most"] or 0) + 1
         run = f"{CHECK_DAG}-{self._slug}-{number}"
-        job = {"run": run, "report_url": self._store().presign_put(self._report_key(run), REPORT_URL_LIFETIME)}
+        probe = self._check_key("probe")
+        if not store.exists(probe):
+            store.put_bytes(probe, secrets.token_bytes(PROBE_SIZE))
+        job = {
+            "run": run,
+            "report_url": store.presign_put(self._check_key(run), REPORT_URL_LIFETIME),
+            "portal": f"{portal_url}/ui/healthz/",
+            "store": {
+                "get": store.presign_get(probe, REPORT_URL_LIFETIME),
+                "put": store.presign_put(self._check_key("probe-back"), REPORT_URL_LIFETIME),
+            },
+        }
         conf: dict[str, Any] = {"fedportal": job, "workflow_form": {"username": "fedportal"}}
-        if project := site.config.get("project"):
-            conf["project_form"] = json.loads(project)
-        RemoteJob.objects.get_or_create(
+        if project := read_project(site.config.get("project")):
+            conf["project_form"] = project
+        row, _created = RemoteJob.objects.get_or_create(
             run=run, defaults={"site": site, "dag_id": CHECK_DAG, "conf": conf, "is_check": True}
         )
+        return row
 
-    def _report_key(self, run: str) -> str:
-        return f"{ROOT}/checks/{self._slug}/{run}.json"
+    def _check_key(self, name: str) -> str:
+        return f"{ROOT}/checks/{self._slug}/{name}.json"
 
-    def _read_report(self, run: str) -> tuple[DatasetReport, ...]:
+    def _read_report(self, run: str) -> dict[str, Any]:
         key = attempt_key(site_key(settings.FEDPORTAL_ATTEMPT_SECRET, self._slug), run)
         try:
-            document = verified(self._store().get_bytes(self._report_key(run), max_bytes=4 * 2**20), key)
-            return tuple(_dataset(row) for row in document["datasets"])
-        except (StoreError, ContractError, KeyError, TypeError, ValueError) as error:
-            logger.warning("the report %s of %s cannot be used: %s", run, self._slug, error)
-            return ()
+            return verified(self._store().get_bytes(self._check_key(run), max_bytes=MAX_REPORT), key)
+        except (ObjectMissing, ObjectDamaged, ContractError) as error:
+            logger.warning("the report %s cannot be used: %s", run, error)
+            return {}
 
     # --- inside ------------------------------------------------------------------------------------
 
@@ -178,21 +198,6 @@ class SiteQueue:
             return job.delivered_at is not None and timezone.now() - job.delivered_at < TAKEN_WITHIN
         confirms = RemoteInstance.objects.filter(site=job.site_id, automatic_workflow_execution=False)
         return not (job.status is JobState.PENDING and confirms.exists())
-
-
-def _dataset(row: Mapping[str, Any]) -> DatasetReport:
-    """Read one entry of ``python -m trainer inspect``."""
-    return DatasetReport(
-        name=str(row["name"]),
-        title=str(row["title"]),
-        train_cases=int(row["train_cases"]),
-        validation_cases=int(row["validation_cases"]),
-        channels=tuple(str(channel) for channel in row["channels"]),
-        labels={int(number): str(label) for number, label in row["labels"].items()},
-        spacing=tuple(float(value) for value in row["spacing"]),
-        shape=tuple(int(value) for value in row["shape"]),
-        problems=tuple(str(problem) for problem in row["problems"]),
-    )
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from fedportal.connectors.kaapana_pull import JobState, KaapanaPullConnector, portal_name
+from fedportal.connectors.job_queue import JobState
+from fedportal.connectors.kaapana_pull import KaapanaPullConnector, portal_name
 from fedportal.experiments.models import Attempt
 from fedportal.relay.models import RemoteInstance, RemoteJob
 from fedportal.relay.protocol import JobReport, Poll, instance_to_json, job_to_json, workflow_to_json

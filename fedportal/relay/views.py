@@ -17,7 +17,7 @@ from django.utils import timezone
 from django.views.decorators.csrf import csrf_exempt
 
 from fedportal.connectors.errors import StoreError, StoreUnreachable
-from fedportal.connectors.kaapana_pull import JobState
+from fedportal.connectors.job_queue import JobState
 from fedportal.relay import files, services
 from fedportal.relay.models import RemoteInstance, RemoteJob
 from fedportal.relay.protocol import Malformed, job_to_json, read_poll, read_report, workflow_to_json

@@ -135,7 +135,7 @@ class PullingSite:
         self.jobs: dict[int, Job] = {}
         self.polls = 0
         self._session = requests.Session()
-        self._session.headers |= {"FederatedAuthorization": definition["token"], "User-Agent": "kaapana"}
+        self._session.headers.update({"FederatedAuthorization": definition["token"], "User-Agent": "kaapana"})
         self._seal = Fernet(Fernet.generate_key())
         self._runner = runner or (AirflowRunner(settings) if "airflow" in settings else TrainerRunner(settings))
         self._datasets = [

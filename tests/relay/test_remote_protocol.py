@@ -9,7 +9,7 @@ import pytest
 from django.utils import timezone
 from django.utils.http import http_date
 
-from fedportal.connectors.kaapana_pull import JobState
+from fedportal.connectors.job_queue import JobState
 from fedportal.relay import services
 from fedportal.relay.models import RemoteInstance, RemoteJob
 from fedportal.sites.services import update
