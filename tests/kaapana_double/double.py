@@ -1,0 +1,145 @@
+"""A Kaapana for tests: a real Airflow 2.11 below ``/flow`` with our plugin, behind a front door with Kaapana's habits.
+
+The extension's own DAG file runs on it, unchanged; pods are processes (see ``platform/``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from tests.airflow_server import AirflowServer, free_port
+from tests.kaapana_double.door import Door
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+EXTENSION = ROOT / "trainer" / "kaapana" / "extension" / "docker" / "files"
+POD = (sys.executable, "-u", str(HERE / "pod.py"))
+
+_WEB_CONFIG = """
+from flask import current_app
+from flask_appbuilder.const import AUTH_REMOTE_USER
+
+
+class PassOn:
+    "The name that the proxy passes on is who it is, as in Kaapana's own configuration."
+
+    def __init__(self, app):
+        self.app = app
+
+    def __call__(self, environ, start_response):
+        user = environ.pop("HTTP_X_FORWARDED_PREFERRED_USERNAME", None)
+        if user:
+            environ["REMOTE_USER"] = user
+        return self.app(environ, start_response)
+
+
+AUTH_TYPE = AUTH_REMOTE_USER
+AUTH_USER_REGISTRATION = True
+AUTH_USER_REGISTRATION_ROLE = "Admin"
+current_app.wsgi_app = PassOn(current_app.wsgi_app)
+"""
+
+
+class KaapanaAirflow(AirflowServer):
+    def _make_database(self) -> None:
+        super()._make_database()
+        (self.folder / "webserver_config.py").write_text(_WEB_CONFIG)
+
+
+class KaapanaDouble:
+    """``pod``: the command that stands for the trainer's image. ``site_key`` (hex): the Secret of the project."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        site_key: str,
+        pod: Sequence[str] = POD,
+        by_path: bool = False,
+        tls: bool = False,
+        environment: Mapping[str, str] | None = None,
+        preexec: Callable[[], None] | None = None,
+    ) -> None:
+        self.folder = folder.absolute()
+        for name in ("data", "pacs", "home"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.secrets = self.folder / "secrets.json"
+        self.secrets.write_text(json.dumps({"fedportal": {"site-key": site_key}}))
+        self.airflow = KaapanaAirflow(
+            2,
+            self.folder / "airflow",
+            free_port(),
+            "/flow",
+            environment={
+                "PYTHONPATH": str(HERE / "platform"),
+                "AIRFLOW__CORE__PLUGINS_FOLDER": str(HERE / "plugins"),
+                "AIRFLOW__API__AUTH_BACKENDS": "airflow.api.auth.backend.session",
+                "FEDPORTAL_HOME": str(self.home),
+                "DOUBLE_ROOT": str(ROOT),
+                "DOUBLE_DATA": str(self.folder / "data"),
+                "DOUBLE_PACS": str(self.pacs),
+                "DOUBLE_SECRETS": str(self.secrets),
+                "DOUBLE_POD": json.dumps(list(pod)),
+                **(environment or {}),
+            },
+            preexec=preexec,
+        )
+        self.door = Door(("127.0.0.1", self.airflow.port), by_path=by_path, tls=self.folder if tls else None)
+
+    @property
+    def home(self) -> Path:
+        """Where the extension keeps datasets and working files."""
+        return self.folder / "home"
+
+    @property
+    def pacs(self) -> Path:
+        """``<series>/<operator>/`` with what Kaapana's operators would produce for a series."""
+        return self.folder / "pacs"
+
+    def start(self) -> KaapanaDouble:
+        shutil.copytree(EXTENSION, self.airflow.dags, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+        self.airflow.start(wait=False)
+        self.airflow.wait()
+        for dag in ("fp-train", "fp-check", "fp-offer"):
+            self.airflow.wait_for_dag(dag)
+        return self
+
+    def stop(self) -> None:
+        self.door.close()
+        self.airflow.stop()
+
+    def set_paused(self, dag: str, *, paused: bool) -> None:
+        with self._database() as database, database:
+            database.execute("update dag set is_paused=? where dag_id=?", (int(paused), dag))
+
+    def runs(self, dag: str = "fp-train") -> list[tuple[str, str]]:
+        """Return id and state of the runs of a DAG, the oldest first."""
+        with self._database() as database:
+            rows = database.execute("select run_id, state from dag_run where dag_id=? order by id", (dag,))
+            return [(str(run_id), str(state)) for run_id, state in rows]
+
+    def forget(self, run_id: str) -> None:
+        """Delete a run, as somebody at the site may."""
+        with self._database() as database, database:
+            database.execute("delete from task_instance where run_id=?", (run_id,))
+            database.execute("delete from dag_run where run_id=?", (run_id,))
+
+    def _database(self) -> closing[sqlite3.Connection]:
+        return closing(sqlite3.connect(self.airflow.folder / "airflow.db", timeout=20))
+
+
+def dies_with_parent() -> None:
+    """Have a process end with the test session, also when that is killed (Linux)."""
+    import ctypes
+    import signal
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
