@@ -250,8 +250,8 @@ SETTINGS: tuple[Setting, ...] = (
 def _of_option(strategy: Strategy, option: Option) -> Setting:
     return Setting(
         name=f"{strategy.name}.{option.name}",
-        label=option.title,
-        help=f"{strategy.title}: {option.help[:1].lower()}{option.help[1:]}",
+        label=f"{strategy.title}: {option.title[:1].lower()}{option.title[1:]}",
+        help=option.help,
         kind=Kind.NUMBER,
         group="aggregation",
         low=option.least,

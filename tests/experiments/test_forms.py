@@ -267,7 +267,7 @@ def test_every_strategy_can_be_chosen_with_its_defaults(draft, strategy):
     [
         ("fedprox", "proximal_mu", "0", "greater than or equal to 1e-06"),
         ("fedprox", "proximal_mu", "11", "less than or equal to 10"),
-        ("fedprox", "proximal_mu", "", "Proximal term μ is missing. Range 0.000001 to 10."),
+        ("fedprox", "proximal_mu", "", "FedProx: proximal term μ is missing. Range 0.000001 to 10."),
         ("fedavgm", "learning_rate", "0", "greater than or equal to 0.0001"),
         ("fedavgm", "momentum", "1", "less than or equal to 0.999"),
         ("fedadam", "learning_rate", "fast", "Write a number with a decimal point"),

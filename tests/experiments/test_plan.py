@@ -222,8 +222,8 @@ def test_the_options_of_the_chosen_strategy_stand_in_the_summary_and_in_differen
     assert "by FedAvgM (server learning rate 1, server momentum 0.5), weighted by" in summary(other)
     assert differences(plain, other) == [
         ("Strategy", "Federated averaging", "FedAvgM"),
-        ("Server learning rate", "—", "1"),
-        ("Server momentum", "—", "0.5"),
+        ("FedAvgM: server learning rate", "—", "1"),
+        ("FedAvgM: server momentum", "—", "0.5"),
     ]
     other.strategy, other.strategy_options = "median", {}
     assert "by coordinate-wise median, every site counting the same" in summary(other)
@@ -237,5 +237,5 @@ def test_every_option_of_every_strategy_is_a_setting_with_its_range():
             if option.name != "weighting":
                 setting = BY_NAME[f"{strategy.name}.{option.name}"]
                 assert (setting.low, setting.high, setting.default) == (option.least, option.most, option.default)
-                assert setting.help.startswith(f"{strategy.title}: ")
-                assert len(setting.help) > len(strategy.title) + 10
+                assert setting.label.startswith(f"{strategy.title}: ")
+                assert setting.help.endswith(".")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedportal.aggregation.errors import AggregationFailed, AggregationRefused
+from fedportal.aggregation.strategies import STRATEGIES
 from fedportal.connectors.errors import StoreUnreachable
 from fedportal.experiments.states import RoundState, SiteRunState
 from fedportal.orchestrator.outcomes import Advance, Fail
@@ -163,6 +164,44 @@ def test_aggregating_again_after_a_crash_gives_the_same_bytes_without_the_spool(
         path.unlink()
     again = aggregate(replace(s, site_runs=s.site_runs[::-1]), federation.tools).changes.model
     assert again == first
+
+
+@pytest.mark.parametrize("strategy", [name for name, known in STRATEGIES.items() if known.uses_server_state])
+def test_a_server_optimizers_memory_is_published_with_each_round_and_read_from_there(
+    federation: Federation, strategy: str
+):
+    s = delivered(federation, {"a": 0.1, "b": 0.7, "c": 0.3}, strategy=strategy)
+    first = aggregate(s, federation.tools).changes.model
+    memory = federation.store.objects[first.server_state_key]
+    assert (first.server_state_sha256, first.server_state_size) == (sha256_of([memory]), len(memory))
+
+    key = f"fedportal/{KEY}/r00000/server-state.safetensors"
+    federation.store.objects[key] = memory
+    remembered = replace(
+        s.model,
+        server_state_key=key,
+        server_state_sha256=first.server_state_sha256,
+        server_state_size=first.server_state_size,
+    )
+    second = aggregate(replace(s, incoming=remembered), federation.tools).changes.model
+    assert second.sha256 != first.sha256
+    for path in federation.tools.spool.rglob("*.safetensors"):  # as after a move to another machine
+        path.unlink()
+    assert aggregate(replace(s, incoming=remembered), federation.tools).changes.model == second
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_goes_through_a_round(federation: Federation, strategy: str):
+    outcome = aggregate(delivered(federation, {"a": 2.0, "b": 4.0, "c": 9.0}, strategy=strategy), federation.tools)
+    assert isinstance(outcome, Advance)
+    assert bool(outcome.changes.model.server_state_key) is STRATEGIES[strategy].uses_server_state
+    assert sum(change.fields["weight"] for change in outcome.changes.site_runs) == pytest.approx(1)
+
+
+def test_a_median_of_two_fails_the_round_with_the_reason(federation: Federation):
+    outcome = aggregate(delivered(federation, {"a": 2.0, "b": 4.0}, strategy="median"), federation.tools)
+    assert isinstance(outcome, Fail)
+    assert "Coordinate-wise median needs at least 3 sites in every round, not 2" in outcome.reason
 
 
 def test_after_the_last_round_comes_the_evaluation(federation: Federation):
