@@ -122,7 +122,7 @@ class Engine:
         experiment = claim.experiment
         wakes = experiment.wakes
         try:
-            s = claim.snapshot = reading.take(experiment, self.clock())
+            s = claim.snapshot = reading.take(experiment, self.clock(), before=claim.snapshot)
             outcome = self._decide(s, claim.tools)
             take_logs(s, claim.tools, outcome.changes)
             if claim.lost.is_set():

@@ -36,16 +36,26 @@ from fedportal.orchestrator.snapshot import (
 from fedportal.sites.models import Site, SiteCheck
 from trainer.contract import Phase
 
+AT_WORK = frozenset({RoundState.TRAINING, RoundState.EVALUATING, RoundState.COLLECTING, RoundState.AGGREGATING})
+KNOWN_FOR = timedelta(seconds=10)
+"""So long a changed configuration of a site may go unnoticed."""
 FRESH = timedelta(days=1)
 """A check that is older says nothing any more."""
 
 
-def take(experiment: Experiment, now: datetime) -> Snapshot:
-    """Read what the next step needs. Raises ``ContractError`` when the stored plan is none."""
+def take(experiment: Experiment, now: datetime, *, before: Snapshot | None = None) -> Snapshot:
+    """Read what the next step needs. Raises ``ContractError`` when the stored plan is none.
+
+    ``before``: the snapshot of the step before; what hardly ever changes is taken from it while it is fresh.
+    """
     newest = experiment.rounds.order_by("number").last()
     state = RoundState(newest.state) if newest else None
-    opening = state in (None, RoundState.PENDING)
-    participants = _participants(experiment, with_health=opening)
+    if before is not None and (state is RoundState.PENDING or now - before.sites_read_at > KNOWN_FOR):
+        before = None
+    if before is None:
+        participants = _participants(experiment, with_health=state in (None, RoundState.PENDING))
+    else:
+        participants = {p.id: p for p in before.participants}
     attempts = _attempts(experiment, newest, participants)
     site_runs = _site_runs(newest, participants, attempts)
     waited_for = {run.attempt.id for run in site_runs if run.current is not None and not run.is_over}
@@ -74,7 +84,8 @@ def take(experiment: Experiment, now: datetime) -> Snapshot:
         newest=_round(newest),
         site_runs=site_runs,
         strays=strays,
-        incoming=_model(experiment, newest),
+        incoming=_model(experiment, newest, before),
+        sites_read_at=now if before is None else before.sites_read_at,
         measurements=_measurements(newest) if state in (RoundState.COLLECTING, RoundState.AGGREGATING) else (),
         stopping_since=_stopping_since(experiment),
         reason=experiment.reason,
@@ -139,9 +150,15 @@ def _round(row: Round | None) -> RoundView | None:
 def _attempts(
     experiment: Experiment, newest: Round | None, participants: Mapping[int, Participant]
 ) -> list[AttemptView]:
-    """Return the attempts of the round at hand, and those of earlier rounds that may still run."""
+    """Return the attempts of the round at hand, and those of earlier rounds that may still run.
+
+    Before sites are started, and at the end, of all rounds; else of the last two, which an index finds.
+    """
+    since = newest.number - 1 if newest is not None and newest.status in AT_WORK else 0
+    if experiment.status is ExperimentState.CANCELLING:
+        since = 0
     rows = (
-        Attempt.objects.filter(site_run__round__experiment=experiment)
+        Attempt.objects.filter(site_run__round__experiment=experiment, site_run__round__number__gte=since)
         .filter(Q(ended_at=None) | Q(site_run__round=newest))
         .order_by("pk")
         .values_list(
@@ -208,9 +225,11 @@ def model_view(row: GlobalModel) -> ModelView:
     )
 
 
-def _model(experiment: Experiment, newest: Round | None) -> ModelView | None:
+def _model(experiment: Experiment, newest: Round | None, before: Snapshot | None) -> ModelView | None:
     if newest is None:
         return None
+    if before is not None and before.incoming is not None and before.incoming.round_number == newest.number - 1:
+        return before.incoming
     row = experiment.models.filter(round_number=newest.number - 1).first()
     return None if row is None else model_view(row)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from fedportal.experiments.states import AT_SITE, SITE_RUN_OVER, ExperimentState, RoundState, SiteRunState
 from trainer.contract import TrainingPlan, attempt_prefix, run_name
 
 _T = TypeVar("_T")
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _there(value: _T | None, what: str) -> _T:
@@ -190,6 +191,7 @@ class Snapshot:
     incoming: ModelView | None = None
     measurements: tuple[Measurement, ...] = ()
     stopping_since: datetime | None = None
+    sites_read_at: datetime = LONG_AGO
     reason: str = ""
     question: str = ""
     models: tuple[ModelView, ...] = ()
