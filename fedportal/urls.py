@@ -16,7 +16,8 @@ urlpatterns = [
     path("api/", include("fedportal.monitoring.api_urls")),
     path("api/", include("fedportal.accounts.api_urls")),
     path("kaapana-backend/remote/", include("fedportal.relay.urls")),
-    path("kaapana-remote/remote/", include("fedportal.relay.urls", namespace="relay-sync")),  # as later versions call it
+    # as later versions of Kaapana call it
+    path("kaapana-remote/remote/", include("fedportal.relay.urls", namespace="relay-sync")),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="api-docs"),
 ]
