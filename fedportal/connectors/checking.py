@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import secrets
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from fedportal.connectors.base import CheckStep, DatasetReport
-from fedportal.connectors.errors import SiteError
+from fedportal.connectors.errors import SiteError, SiteRefused
+from fedportal.connectors.fields import SiteContext
+from fedportal.connectors.http import Http
+from trainer.contract import CONTRACT_VERSION
 
 COMPARE = "Compare the versions of portal and site."
+SOON = 14
+"""Days before its end that a certificate is worth a word."""
+LEAST_FREE = 1024**3
+SKEW = 60.0
+"""Seconds that the clocks may differ: presigned addresses live by them."""
+PATIENCE = 90.0
+"""Seconds that a site's own check may take at most beside; its clock is read somewhere within them."""
 
 
 def take_steps(*steps: tuple[str, Callable[[], str]]) -> tuple[CheckStep, ...]:
@@ -49,3 +63,128 @@ def dataset_report(report: Mapping[str, Any]) -> DatasetReport:
         shape=tuple(int(voxels) for voxels in report.get("shape", ())),
         problems=tuple(str(problem) for problem in report.get("problems", ())),
     )
+
+
+def name_step(http: Http) -> str:
+    return f"Found at {', '.join(http.resolve())}."
+
+
+def certificate_step(http: Http) -> str:
+    expiry = http.certificate_expiry()
+    if expiry is None:
+        return "No TLS: right on one machine only."
+    days = (expiry - datetime.now(UTC)).days
+    return f"Valid until {expiry:%Y-%m-%d}" + (f", only {days} days more." if days < SOON else ".")
+
+
+class TrainerWords:
+    """What the trainer of a site says of itself in its run ``fp-check``, as steps of a check.
+
+    :meth:`conf` asks, :meth:`hear` takes the answer (see ``trainer/check.py``), :meth:`heard_steps` judge it.
+    """
+
+    offer = "Put each dataset into a folder of its own with a dataset.json."
+    """How a site comes by a dataset."""
+
+    def __init__(self, site: SiteContext) -> None:
+        self._site = site
+        self._nonce = secrets.token_hex(8)
+        self._found: dict[str, Any] = {}
+        self._heard = 0.0
+        self.datasets: list[DatasetReport] = []
+
+    def conf(self) -> dict[str, Any]:
+        """Return what the site is asked to try."""
+        conf: dict[str, Any] = {"nonce": self._nonce, "contract": CONTRACT_VERSION}
+        if self._site.portal_url:
+            conf["portal"] = f"{self._site.portal_url}/ui/healthz/"
+        if self._site.probe is not None:
+            conf["store"] = dict(self._site.probe())
+        return conf
+
+    def hear(self, document: Mapping[str, Any], *, since: float, remedy: str) -> str:
+        """Keep the answer and say what the trainer is. ``since``: monotonic time of the question."""
+        self._heard = time.time()
+        self._found = dict(document)
+        versions = self._found["versions"]
+        lacking = [name for name, value in versions.items() if value == "missing"]
+        if lacking:
+            raise SiteRefused(f"The trainer lacks {', '.join(lacking)}.", remedy=remedy)
+        gpus = ", ".join(str(gpu["name"]) for gpu in self._found["gpus"]) or "no GPU"
+        warm = "warm" if self._found["warm"] else "cold"
+        took = time.monotonic() - since
+        return f"Contract {versions['contract']}, torch {versions['torch']}, {gpus}, {warm} start; answered in {took:.0f} s."
+
+    def heard_steps(self) -> tuple[tuple[str, Callable[[], str]], ...]:
+        return (
+            ("Key", self._key),
+            ("Clock", self._clock),
+            ("Disk", self._disk),
+            ("Object store", self._store),
+            ("Live metrics", self._portal),
+            ("Datasets", self._find_datasets),
+        )
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return dict(self._found.get("versions") or {})
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            name: self._found[name]
+            for name in ("cpus", "threads", "gpus", "free_bytes", "code", "store")
+            if name in self._found
+        }
+
+    def _key(self) -> str:
+        if not self._site.key:
+            return "Not compared."
+        expected = hmac.new(self._site.key, f"check:{self._nonce}".encode(), hashlib.sha256).hexdigest()
+        if not hmac.compare_digest(expected, str(self._found.get("proof"))):
+            raise SiteRefused(
+                "The site has another key than the portal has for it.",
+                remedy="Copy the key from the site's page here, and run the installation at the site again.",
+            )
+        return "The site has the right one."
+
+    def _clock(self) -> str:
+        skew = abs(self._heard - float(self._found["at"]))
+        if skew > SKEW + PATIENCE:
+            raise SiteRefused(f"The site's clock is {skew:.0f} seconds off.", remedy="Let the site's machine use NTP.")
+        return "The clocks agree."
+
+    def _disk(self) -> str:
+        if problems := self._found["problems"]:
+            raise SiteRefused(str(problems[0]), remedy="Correct the folder or its rights at the site.")
+        free = int(self._found["free_bytes"])
+        if free < LEAST_FREE:
+            raise SiteRefused(f"Only {free / 1e9:.1f} GB are free.", remedy="Make room on the site's disk.")
+        return f"{free / 1e9:.0f} GB are free."
+
+    def _store(self) -> str:
+        store = self._found.get("store")
+        if store is None:
+            return "Not tried."
+        if not store["ok"]:
+            raise SiteRefused(
+                f"The site does not reach the object store ({store['error']}).",
+                remedy="Allow https from the site's machine to the portal's object store; check proxy and certificate.",
+            )
+        size = int(store["bytes"]) / 1e6
+        down, up = (size / max(1e-6, float(store[key])) for key in ("down_s", "up_s"))
+        return f"{size:.1f} MB fetched with {down:.0f} MB/s and put back with {up:.0f} MB/s."
+
+    def _portal(self) -> str:
+        portal = self._found.get("portal")
+        if portal is None:
+            return "Not tried."
+        if portal["ok"]:
+            return "The site reaches the portal."
+        # Not a failure: the records come with the manifest, too.
+        return f"The site does not reach the portal ({portal['error']}): its curves appear at the end of each round."
+
+    def _find_datasets(self) -> str:
+        self.datasets = [dataset_report(report) for report in self._found["datasets"]]
+        if not self.datasets:
+            raise SiteRefused("There is no dataset.", remedy=self.offer)
+        return f"{len(self.datasets)} found: {', '.join(report.name for report in self.datasets)}."
