@@ -21,6 +21,7 @@ from fedportal.connectors.errors import SiteError, SiteMisbehaved, SiteRefused, 
 from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
 from fedportal.connectors.http import Http
 from fedportal.connectors.kaapana_api import KaapanaApi
+from fedportal.connectors.kaapana_check import KaapanaCheck, trainer_lines
 from fedportal.connectors.oidc import Credentials, DeviceLogin, Grant, Provider, Token
 from trainer.contract import EXPLANATIONS, Exit, LaunchTicket
 
@@ -268,7 +269,9 @@ class KaapanaConnector(Configured):
         return LogChunk(data.decode(errors="replace"), offset + len(data))
 
     def check(self) -> CheckReport:
-        raise NotImplementedError
+        return KaapanaCheck(
+            self.http, self.provider, self.api, site=self.site, sleep=self._sleep, clock=self._clock
+        ).report()
 
     # --- how a run is found --------------------------------------------------------------------------
 
@@ -360,9 +363,9 @@ class KaapanaConnector(Configured):
         if not task:
             return Ending()
         code, message = None, ""
-        for entry in _entries(self.api.log(TRAIN, run_id, task)):
+        for entry in trainer_lines(self.api.log(TRAIN, run_id, task)):
             if isinstance(entry.get("exit_code"), int):
-                code = int(entry["exit_code"])
+                code = int(str(entry["exit_code"]))
                 if entry.get("level") == "error":
                     message = str(entry.get("message") or "")
         return Ending(code, message or ("" if code is None else _explained(code)))
@@ -385,27 +388,13 @@ class KaapanaConnector(Configured):
 
     def _words(self, run_id: str) -> Iterator[str]:
         """Yield the trainer's own lines of the log. What Kaapana writes around them may name things of the hospital."""
-        for entry in _entries(self.api.log(TRAIN, run_id, TASK)):
+        for entry in trainer_lines(self.api.log(TRAIN, run_id, TASK)):
             yield json.dumps(entry, ensure_ascii=False)
 
 
 def _run_of(conf: Mapping[str, Any]) -> str:
     job = conf.get("fedportal")
     return str(job.get("run") or "") if isinstance(job, dict) else ""
-
-
-def _entries(log: str) -> Iterator[dict[str, Any]]:
-    """Yield the JSON lines of the trainer in a task's log, which puts time and place before each line."""
-    for line in log.splitlines():
-        start = line.find('{"at": ')
-        if start < 0:
-            continue
-        try:
-            entry = json.loads(line[start:])
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and "message" in entry:
-            yield entry
 
 
 def _explained(code: int) -> str:

@@ -107,7 +107,7 @@ class Provider:
         kept: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._http, self._realm, self._credentials = http, realm.strip("/"), credentials
+        self._http, self.realm, self._credentials = http, realm.strip("/"), credentials
         self._audience, self._kept, self._clock = audience, kept, clock
         self._refresh = credentials.refresh_token
         self._lock = threading.Lock()
@@ -117,17 +117,17 @@ class Provider:
     @property
     def issuer(self) -> str:
         """The issuer that the site's proxy accepts: its own address, as it is configured there, and the realm."""
-        return f"{self._http.base_url}/{self._realm}"
+        return f"{self._http.base_url}/{self.realm}"
 
     def discover(self) -> Discovery:
         """Ask the provider for its addresses. Raises :class:`SiteRefused` when it takes itself for somebody else."""
         if self._discovery is not None:
             return self._discovery
-        path = f"{self._realm}/.well-known/openid-configuration"
+        path = f"{self.realm}/.well-known/openid-configuration"
         answer = self._http.get(path)
         if not answer.ok:
             raise SiteRefused(
-                f"There is no realm at {self._realm} ({answer.status}).", remedy="Check address and name of the realm."
+                f"There is no realm at {self.realm} ({answer.status}).", remedy="Check address and name of the realm."
             )
         document = answer.fields()
         issuer = str(document.get("issuer") or "")

@@ -8,12 +8,14 @@ from typing import Any
 from fedportal.connectors.airflow import AirflowConnector
 from fedportal.connectors.base import Connector
 from fedportal.connectors.fields import Configured, SiteContext
+from fedportal.connectors.kaapana import KaapanaConnector
 from fedportal.connectors.kaapana_pull import KaapanaPullConnector
 from fedportal.connectors.local import LocalConnector
 
 KINDS: Mapping[str, type[Configured]] = {
     "local": LocalConnector,
     "airflow": AirflowConnector,
+    "kaapana": KaapanaConnector,
     "kaapana-pull": KaapanaPullConnector,
 }
 

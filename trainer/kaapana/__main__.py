@@ -14,6 +14,7 @@ Datasets and working files lie below ``$FEDPORTAL_HOME``, on the platform's volu
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import os
 import sys
@@ -24,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer.__main__ import main as trainer
-from trainer.check import hand_in
+from trainer.check import hand_in, report
 from trainer.contract import Exit
-from trainer.exchange import Inputs, Work, train_or_evaluate, versions
-from trainer.inspect import inspect
+from trainer.exchange import Inputs, Work, train_or_evaluate
 from trainer.job import Fault, Outcome
 from trainer.kaapana.batch import Folders, build, is_prepared, labels_of, read_batch
+from trainer.task import SiteFile
 
 SKIP = 126
 """Kaapana marks a task whose pod ends with it as skipped."""
@@ -104,7 +105,8 @@ class Pod:
         os.environ["FEDPORTAL_JOB"] = json.dumps(
             {
                 "run": job["run"],
-                "spec_url": job["spec_url"],
+                # Where the site has polled for it, Kaapana has escaped the address as if it were HTML.
+                "spec_url": html.unescape(str(job["spec_url"])),
                 "data_root": str(self.data_root),
                 "work_dir": str(self.home / "work"),
             }
@@ -131,24 +133,17 @@ class Pod:
         )
         _say(f"{self.dataset} lies ready: {train} cases to train on, {validation} to validate with.")
 
-    def check(self) -> dict[str, Any]:
+    def check(self) -> None:
+        try:
+            key = os.environ["FEDPORTAL_SITE_KEY"]
+            bytes.fromhex(key)
+        except (KeyError, ValueError) as error:
+            raise Fault(Exit.BAD_JOB, "The Secret of the project holds no site key, or one that is not hex.") from error
         self.data_root.mkdir(parents=True, exist_ok=True)
-        disk = os.statvfs(self.data_root)
-        return {
-            "nonce": str(self._form("fedportal").get("nonce") or ""),
-            "versions": dict(versions()),
-            "clock": time.time(),
-            "cpus": os.cpu_count(),
-            "gpus": _gpus(),
-            "free_bytes": disk.f_bavail * disk.f_frsize,
-            "site_key": bool(os.environ.get("FEDPORTAL_SITE_KEY")),
-            "datasets": inspect(self.data_root),
-        }
-
-    def hand_in(self, report: dict[str, Any]) -> None:
-        """Send the report to a portal that cannot read this run's log, because this site polls it."""
-        if key := os.environ.get("FEDPORTAL_SITE_KEY", "").strip():
-            hand_in(report, self._form("fedportal"), bytes.fromhex(key))
+        conf = dict(self._form("fedportal"))
+        document = report(SiteFile(self.data_root, self.home / "work", key), conf)
+        _say("check", report=document)
+        hand_in(document, conf, bytes.fromhex(key))
 
     def _convert(self, inputs: Inputs) -> float:
         """Make the dataset that the job names of the batch, if the pods before have fetched one; return the seconds."""
@@ -173,13 +168,6 @@ class Pod:
     def _form(self, name: str) -> Mapping[str, Any]:
         form = self.conf.get(name) if isinstance(self.conf, dict) else None
         return form if isinstance(form, dict) else {}
-
-
-def _gpus() -> list[str]:
-    # Imported here: torch costs seconds, which only a check and a training need.
-    import torch
-
-    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
 def _say(message: str, *, level: str = "info", **facts: Any) -> None:
