@@ -14,7 +14,7 @@ from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from fedportal.sites import services
-from fedportal.sites.connection import connectors
+from fedportal.sites.connection import cards, connectors
 from fedportal.sites.forms import SiteForm, site_form
 from fedportal.sites.models import Dataset, Site, SiteCheck
 from fedportal.ui.errors import DomainError
@@ -98,7 +98,7 @@ class SiteAdmin(admin.ModelAdmin):
         if request.GET.get("connector") not in connectors():
             require(self.has_add_permission(request))
             context = {**self.admin_site.each_context(request), "title": "How is the site reached?", "opts": self.opts}
-            return render(request, "admin/sites/site/choose.html", {**context, "connectors": connectors().items()})
+            return render(request, "admin/sites/site/choose.html", {**context, "cards": cards()})
         return super().add_view(request, form_url, extra_context)
 
     def change_view(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
@@ -18,6 +19,24 @@ from trainer.contract import site_key
 def connectors() -> dict[str, type[Configured]]:
     """Return the connectors that can be chosen now, by kind."""
     return dict(registry.KINDS)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A connector as people choose it. (Templates call classes, so they get this instead.)"""
+
+    kind: str
+    title: str
+    summary: str
+
+
+def card(kind: str) -> Card:
+    connector = registry.KINDS[kind]
+    return Card(kind, connector.TITLE, connector.SUMMARY)
+
+
+def cards() -> list[Card]:
+    return [card(kind) for kind in registry.KINDS]
 
 
 def connector_of(site: Site) -> type[Configured] | None:

@@ -11,7 +11,7 @@ from django.db.models import Q
 from fedportal.accounts.models import Role, User
 from fedportal.connectors.fields import Configured, Field, Unfit
 from fedportal.sites import services
-from fedportal.sites.connection import connectors
+from fedportal.sites.connection import Card, card, connectors
 from fedportal.sites.form_fields import CertificatesField, DefinitionField, SecretField, form_field
 from fedportal.sites.models import Site
 
@@ -55,6 +55,10 @@ class SiteForm(forms.ModelForm):
     def declared(self) -> list[Field]:
         """The connector's fields that are in the form."""
         return [field for field in self.connector.FIELDS if field.name in self.base_fields]
+
+    @property
+    def card(self) -> Card:
+        return card(self.kind)
 
     @property
     def sections(self) -> tuple[list[forms.BoundField], list[forms.BoundField]]:

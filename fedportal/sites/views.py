@@ -19,7 +19,7 @@ from django.views.generic import CreateView, DetailView, ListView, TemplateView,
 
 from fedportal.accounts.models import User
 from fedportal.sites import services
-from fedportal.sites.connection import connector_of, connectors, described, issued, needs_key
+from fedportal.sites.connection import cards, connector_of, connectors, described, issued, needs_key
 from fedportal.sites.forms import SiteForm, site_form
 from fedportal.sites.models import CHECKERS_ONLY, Site
 from fedportal.ui.permissions import OperatorRequiredMixin, operator_required, require
@@ -84,7 +84,7 @@ class SiteChoose(OperatorRequiredMixin, TemplateView):
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         slug = self.kwargs.get("slug")
         site = get_object_or_404(Site, slug=slug) if slug else None
-        return super().get_context_data(site=site, connectors=connectors().items(), **kwargs)
+        return super().get_context_data(site=site, cards=cards(), **kwargs)
 
 
 class _SiteFormView(OperatorRequiredMixin):

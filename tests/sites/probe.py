@@ -48,6 +48,9 @@ class ProbeConnector(Configured):
         ),
     )
 
+    def __init__(self, *, address: str) -> None:
+        """Like any connector it cannot be made of nothing, as templates would try."""
+
     @classmethod
     def clean_config(cls, config: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, Any]:
         if secrets["password"] == config["project"]:

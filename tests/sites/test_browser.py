@@ -1,0 +1,142 @@
+"""Registering, testing and understanding a site in a real browser: for axe in both themes and on a phone, without a
+script and with one."""
+
+import os
+from datetime import timedelta
+
+import pytest
+from django.conf import settings
+from django.test import Client
+from django.utils import timezone
+
+from fedportal.connectors import registry
+from fedportal.connectors.base import CheckReport, CheckStep
+from fedportal.sites import services
+from fedportal.sites.models import Site
+from tests.factories import make_dataset, make_site, otto
+from tests.fixtures_browser import violations
+from tests.sites.probe import DEFINITION, KIND, certificate
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+PICTURES = os.environ.get("FEDPORTAL_PICTURES", "")
+"""A folder: every page that axe looks at is also kept there as a picture."""
+GOOD = CheckStep("folder", True, "found", seconds=0.02)
+BAD = CheckStep("trainer", False, "The trainer does not start.", "Install its requirements.", 1.0)
+
+
+@pytest.fixture
+def session(live_server, transactional_db, probe) -> str:
+    """A signed-in operator's session, and sites to look at. All rows are written before the browser's loop starts."""
+    site = make_site("mainz", name="Mainz", connector=KIND, secrets={"portal_token": "t", "password": "p"})
+    site.config = {"base_url": "https://mainz.example", "ca_certificate": certificate(), "verify": True}
+    site.save()
+    make_dataset(site, validation_cases=3)
+    for number in range(34):
+        steps = (GOOD, BAD, CheckStep("data", None, "Not reached.")) if number in (9, 10, 33) else (GOOD,)
+        services.record_check(site, CheckReport(steps))
+    make_site("kiel", name="Kiel", healthy=False)
+    Site.objects.filter(slug="kiel").update(check_due_at=timezone.now())
+    client = Client()
+    client.force_login(otto())
+    return client.cookies[settings.SESSION_COOKIE_NAME].value
+
+
+def look(page, address: str, name: str = "") -> None:
+    """What every page has to pass: nothing for axe, nothing sideways, no complaint in the console."""
+    if address:
+        page.goto(address)
+    if PICTURES:
+        theme, width = (
+            page.locator("html").evaluate("e => getComputedStyle(e).colorScheme"),
+            page.viewport_size["width"],
+        )
+        dark = "dark" if page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") else "light"
+        page.screenshot(
+            path=f"{PICTURES}/{name or address.strip('/').replace('/', '-')}-{dark}-{width}.png", full_page=True
+        )
+        assert theme
+    assert violations(page) == [], address
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"], address
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_nothing_and_nothing_scrolls_sideways(open_page, theme, width):
+    page = open_page("/sites/", theme=theme, width=width)
+    for address in ("/sites/register/", "/sites/mainz/connector/", "/sites/mainz/", "/sites/kiel/"):
+        look(page, address)
+    for kind in registry.KINDS:
+        look(page, f"/sites/register/{kind}/")
+    page.goto(f"/sites/register/{KIND}/")
+    page.get_by_role("button", name="Register and check").click()
+    look(page, "", "refused")
+    page.goto("/sites/mainz/edit/")
+    page.get_by_text("More settings").click()
+    look(page, "", "edit")
+    page.goto("/sites/mainz/")
+    page.get_by_text("All of them, in words").click()
+    look(page, "", "history")
+    page.get_by_role("button", name="Show the site's key").click()
+    look(page, "", "key")
+    page.goto("/sites/mainz/")
+    page.get_by_role("button", name="Show the portal's definition").click()
+    look(page, "", "handout")
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_an_operator_registers_a_site_from_choosing_to_the_requested_check(open_page, tmp_path, scripts):
+    file = tmp_path / "ca.pem"
+    file.write_text(certificate("Bonn Root"))
+    page = open_page("/sites/", java_script_enabled=scripts)
+    page.get_by_role("link", name="Register a site").click()
+    page.get_by_role("link", name="Probe").click()
+    page.get_by_label("Name", exact=True).fill("Bonn")
+    page.get_by_label("Short name").fill("bonn")
+    page.get_by_label("Address").fill("http://bonn.example")
+    page.get_by_label("Password").fill("pass-4711")
+    page.get_by_label("Version").select_option("new")
+    page.get_by_label("or choose a file").set_input_files(file)
+    page.get_by_label("Definition").fill(DEFINITION)
+    page.get_by_role("button", name="Register and check").click()
+    assert page.get_by_text("Sites are reached by https:// only.").is_visible()
+    assert page.get_by_label("Password").input_value() == ""
+    page.get_by_label("Address").fill("https://bonn.example")
+    page.get_by_label("Password").fill("pass-4711")
+    page.get_by_label("or choose a file").set_input_files(file)
+    page.get_by_label("Definition").fill(DEFINITION)
+    page.get_by_role("button", name="Register and check").click()
+    assert page.get_by_role("heading", level=1).inner_text() == "Bonn"
+    assert page.get_by_text("A check is requested").is_visible()
+    assert page.get_by_text("Bonn Root, expires").is_visible()
+    site = Site.objects.get(slug="bonn")
+    assert (site.secrets["password"], site.config["port"]) == ("pass-4711", 443)
+
+
+def test_a_check_shows_its_progress_and_its_steps_without_a_reload(open_page):
+    page = open_page("/sites/kiel/")
+    page.evaluate("window.isTheSamePage = true")
+    status = page.locator("[data-part=check-status]")
+    assert "A check is requested" in status.inner_text()
+    now = timezone.now()
+    Site.objects.filter(slug="kiel").update(check_due_at=now + timedelta(minutes=10), checking_since=now)
+    page.get_by_text("The site is being checked").wait_for()
+    services.record_check(Site.objects.get(slug="kiel"), CheckReport((GOOD, BAD)))
+    page.get_by_text("Install its requirements.").wait_for()
+    assert page.get_by_text("Has a problem").is_visible()
+    assert page.locator(".health__mark").count() == 1
+    assert page.evaluate("window.isTheSamePage")
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(2500)
+    assert asked == [], "nothing is waited for any more"
+    assert page.complaints == []
+
+
+def test_the_steps_of_a_check_are_seen_by_a_reload_without_scripts(open_page):
+    page = open_page("/sites/kiel/", java_script_enabled=False)
+    page.get_by_role("button", name="Test connection").click()
+    assert page.get_by_text("A check is requested").is_visible()
+    services.record_check(Site.objects.get(slug="kiel"), CheckReport((GOOD, BAD)))
+    page.reload()
+    assert page.get_by_text("Install its requirements.").is_visible()
