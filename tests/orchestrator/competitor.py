@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import django
@@ -18,6 +19,7 @@ def main(name: str, seconds: float) -> None:
     from fedportal.experiments.models import Experiment
     from fedportal.orchestrator import engine
     from fedportal.orchestrator.outcomes import Changes, Wait
+    from tests.orchestrator.fakes import Federation
 
     held: list[tuple[int, float, float]] = []
 
@@ -34,7 +36,7 @@ def main(name: str, seconds: float) -> None:
 
     engine.step_for = step_for
     engine.take_logs = lambda *_: None
-    driver = engine.Engine(None, worker=name)
+    driver = engine.Engine(Federation(Path(".")).tools, worker=name)
     ids = list(Experiment.objects.values_list("pk", flat=True))
     settled = locked = 0
     end = time.monotonic() + seconds
