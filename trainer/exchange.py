@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import signal
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -155,7 +156,14 @@ def exchange(
         code, message = _explained(error, log)
         settle(code, message)
         return code
-    report = Reporter(spec.run, log=log, folder=job.folder, url=spec.metrics_url, token=metrics_token(job.key))
+    report = Reporter(
+        spec.run,
+        log=log,
+        folder=job.folder,
+        url=spec.metrics_url,
+        token=metrics_token(job.key),
+        unwanted=end_this_process,
+    )
     ledger = _Ledger()
     try:
         _pull_work_push(spec, job, ledger, courier, report, work)
@@ -176,6 +184,11 @@ def exchange(
     settle(code, message)
     report.finish()
     return code
+
+
+def end_this_process() -> None:
+    """End this run as its scheduler would, with SIGTERM (see :mod:`trainer.run`)."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _read_spec(job: Job, courier: Courier) -> JobSpec:

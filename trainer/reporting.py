@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ INTERVAL = 0.5
 """Seconds between two posts at least; the first record of a run goes at once."""
 LONGEST_PAUSE = 15.0
 MOST_IN_MANIFEST = 50_000
+UNWANTED = frozenset({409, 410})
+"""The portal's answers for a run that a newer attempt has replaced, or that was cancelled."""
 
 
 _SIGNED = re.compile(r"\?[^\s\"'<>\\]*(?:Signature|X-Amz-)[^\s\"'<>\\]*")
@@ -52,9 +55,23 @@ class Log:
 
 
 class Reporter:
-    """The :class:`trainer.job.Report` of one run. Call :meth:`finish` once, after the manifest is in the store."""
+    """The :class:`trainer.job.Report` of one run. Call :meth:`finish` once, after the manifest is in the store.
 
-    def __init__(self, run: str, *, log: Log, folder: Path, url: str = "", token: str = "") -> None:
+    ``unwanted``: called when the portal says that nobody waits for this run any more; it may end the process. So a run
+    can be cancelled at a site where the portal can end nothing itself.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        *,
+        log: Log,
+        folder: Path,
+        url: str = "",
+        token: str = "",
+        unwanted: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._unwanted = unwanted
         self._run, self._log, self._url = run, log, url
         self._headers = {"Authorization": f"Bearer {token}"}
         self._buffer = folder / "metrics.jsonl"
@@ -163,6 +180,10 @@ class Reporter:
             return False
         if response.ok and response.status_code < 300:
             return True
+        if response.status_code in UNWANTED and not self._closing.is_set():
+            self._log.say("nobody waits for this run any more, so it ends", level="warning")
+            self._unwanted()
+            return None
         passing = response.status_code in PASSING
         text = "records wait" if passing else "records stay in the manifest"
         self._log.say(f"the portal answers {response.status_code}, {text}", level="warning")

@@ -22,6 +22,7 @@ from rest_framework.views import APIView
 from fedportal.experiments import journal
 from fedportal.experiments.models import Attempt
 from fedportal.experiments.serializers import ProblemSerializer
+from fedportal.experiments.states import SITE_RUN_OVER, ExperimentState, SiteRunState
 from fedportal.ui.errors import DomainError
 from trainer.contract import (
     ContractError,
@@ -35,6 +36,8 @@ from trainer.contract import (
 
 MAX_BYTES = 2**20
 MAX_RECORDS = 1000
+GIVEN_UP = SITE_RUN_OVER - {SiteRunState.ADMITTED}
+"""Site runs whose trainer works for nobody. The last records of an admitted one may come after its update."""
 
 
 class TooLarge(DomainError):
@@ -56,7 +59,7 @@ class UnknownRun(DomainError):
 
 
 class RunIsOver(DomainError):
-    """The experiment of this run has ended: nothing more is recorded."""
+    """Nobody waits for this run any more: nothing more is recorded, and it may end."""
 
     status = HTTPStatus.GONE
 
@@ -136,7 +139,9 @@ class MetricsView(APIView):
             raise UnknownRun
         site_run = attempt.site_run
         experiment = site_run.round.experiment
-        if experiment.ended_at is not None:
+        if experiment.ended_at is not None or experiment.status is ExperimentState.CANCELLING:
+            raise RunIsOver
+        if site_run.status in GIVEN_UP:
             raise RunIsOver
         if attempt.number != site_run.attempt:
             raise NewerAttempt

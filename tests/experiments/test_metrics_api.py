@@ -135,11 +135,23 @@ def test_an_unknown_run_is_not_found():
 
 def test_a_run_of_an_ended_experiment_is_gone(attempt):
     experiment = attempt.site_run.round.experiment
+    assert post(attempt.run, records_of(LOSS, attempt=attempt)).status_code == 200
     services.cancel(experiment=experiment, by=experiment.owner)
-    assert post(attempt.run, records_of(LOSS, attempt=attempt)).status_code == 200  # not over yet
-    Experiment.objects.update(state="cancelled", ended_at=experiment.started_at)
     answer = post(attempt.run, records_of({**LOSS, "step": 9}, attempt=attempt))
     assert (answer.status_code, Metric.objects.count()) == (410, 1)
+    Experiment.objects.update(state="cancelled", ended_at=experiment.started_at)
+    assert post(attempt.run, records_of(LOSS, attempt=attempt)).status_code == 410
+
+
+@pytest.mark.parametrize("state", ["timed_out", "run_failed", "rejected", "run_cancelled", "skipped"])
+def test_a_run_that_nobody_waits_for_is_told_to_end(attempt, state):
+    SiteRun.objects.filter(pk=attempt.site_run_id).update(state=state)
+    assert post(attempt.run, records_of(LOSS, attempt=attempt)).status_code == 410
+
+
+def test_the_last_records_of_an_admitted_run_are_taken(attempt):
+    SiteRun.objects.filter(pk=attempt.site_run_id).update(state="admitted")
+    assert post(attempt.run, records_of(LOSS, attempt=attempt)).status_code == 200
 
 
 def test_an_attempt_that_was_replaced_is_not_heard(attempt):

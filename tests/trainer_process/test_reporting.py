@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -94,6 +95,28 @@ def test_a_portal_that_refuses_is_not_asked_again(tmp_path: Path, ear: Ear) -> N
     report.finish()
     assert ear.posts == []
     assert len(report.for_manifest()) == 2
+
+
+@pytest.mark.parametrize("answer", [409, 410])
+def test_a_run_that_nobody_waits_for_is_ended(tmp_path: Path, ear: Ear, answer: int) -> None:
+    ear.answers = [answer]
+    ended = threading.Event()
+    report = Reporter(
+        "fp-abcd-r1-mainz-a1", log=Log(tmp_path / "log.txt"), folder=tmp_path, url=ear.url, unwanted=ended.set
+    )
+    report.metric(RECORD)
+    assert ended.wait(10)
+    report.finish()
+
+
+def test_a_run_that_is_through_is_not_ended(tmp_path: Path, ear: Ear) -> None:
+    ended = threading.Event()
+    report = Reporter(
+        "fp-abcd-r1-mainz-a1", log=Log(tmp_path / "log.txt"), folder=tmp_path, url=ear.url, unwanted=ended.set
+    )
+    ear.answers = [410]
+    report.finish()
+    assert not ended.is_set()
 
 
 def test_without_an_address_records_are_only_kept(tmp_path: Path) -> None:

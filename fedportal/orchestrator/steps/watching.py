@@ -6,8 +6,9 @@ import math
 from collections.abc import Hashable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
-from fedportal.connectors.base import LogChunk, RunState
+from fedportal.connectors.base import LogChunk, RunState, RunStatus
 from fedportal.connectors.errors import SiteError, StoreUnreachable
 from fedportal.experiments.states import RoundState, SiteRunState
 from fedportal.orchestrator import sitework
@@ -37,6 +38,8 @@ SOON = timedelta(seconds=0.1)
 SILENT_AFTER = 3
 """Unanswered questions in a row before people are told."""
 SIGN_OF_LIFE = timedelta(seconds=10)
+WAITS_LONG = timedelta(seconds=20)
+"""A run that has not begun after this time is said to wait, and for what."""
 STORE_SILENT = "The object store does not answer. Trying again."
 
 
@@ -78,7 +81,7 @@ class _Watch:
             attempt = run.attempt
             key = ("look", attempt.run)
             if self.tools.errands.start(
-                key, lambda a=attempt: sitework.fetch_delivery(self.s, a, self.tools), is_large=True
+                key, partial(sitework.fetch_delivery, self.s, attempt, self.tools), is_large=True
             ):
                 keys.append(key)
         return keys
@@ -89,7 +92,7 @@ class _Watch:
             attempt = run.attempt
             key = ("poll", attempt.run)
             if self.tools.pace.is_due(key) and self.tools.errands.start(
-                key, lambda a=attempt: sitework.ask(self.s, a, self.tools)
+                key, partial(sitework.ask, self.s, attempt, self.tools)
             ):
                 keys.append(key)
             if attempt.log_offset < MAX_LOG and self.tools.pace.is_due(("logs", attempt.run)):
@@ -101,7 +104,7 @@ class _Watch:
         key = ("tidy", f"{self.s.key}-{self.round.number}")
         if self.round.number > 1 and self.tools.pace.is_due(key):
             self.tools.pace.heard(key, first=math.inf, longest=math.inf)
-            self.tools.errands.start(key, lambda: sitework.tidy_before(self.s, self.tools), is_news=False)
+            self.tools.errands.start(key, partial(sitework.tidy_before, self.s, self.tools), is_news=False)
 
     # --- deliveries -------------------------------------------------------------------------------
 
@@ -177,9 +180,7 @@ class _Watch:
     def _answered(self, run: SiteRunView, attempt: AttemptView, answer: Answer) -> None:
         status = answer.status
         self.tools.pace.heard(("poll", attempt.run), first=poll_pace(run.site)[0], longest=poll_pace(run.site)[1])
-        if run.reason:
-            self.changes.site_runs.append(SiteRunChange(run.id, fields={"reason": ""}))
-            self.changes.say("reached", f"{run.site.name} answers again.", site=run.site.slug)
+        self._take_reason(run, attempt, status)
         if answer.has_delivered:
             self.at_once = True
         elif status.state.is_over:
@@ -195,6 +196,19 @@ class _Watch:
             if attempt.state != status.state or self.s.now - (attempt.heard_at or self.s.now) > SIGN_OF_LIFE:
                 alive = {"state": status.state.value, "heard_at": self.s.now}
                 self.changes.attempts.append(AttemptChange(attempt.id, alive))
+
+    def _take_reason(self, run: SiteRunView, attempt: AttemptView, status: RunStatus) -> None:
+        """Show why a run has not begun (a steward must confirm it, a DAG is paused) once that has lasted a while."""
+        waited = self.s.now - (attempt.launched_at or self.s.now)
+        is_stuck = status.state is RunState.WAITING and status.message and waited > WAITS_LONG
+        reason = sentence(status.message) if is_stuck else ""
+        if reason == run.reason:
+            return
+        self.changes.site_runs.append(SiteRunChange(run.id, fields={"reason": reason}))
+        if reason:
+            self.changes.say("waiting", f"{run.site.name}: {reason}", level="warn", site=run.site.slug)
+        else:
+            self.changes.say("reached", f"{run.site.name} answers again.", site=run.site.slug)
 
     def _attempt_failed(
         self, run: SiteRunView, exit_code: int | None, message: str, *, state: RunState = RunState.FAILED
@@ -352,7 +366,7 @@ def cancel_strays(s: Snapshot, tools: Tools, changes: Changes, *, patience: floa
     for stray in s.strays:
         key = ("cancel", stray.run)
         if tools.pace.is_due(key) and not tools.errands.is_under_way(("launch", stray.run)):
-            tools.errands.start(key, lambda a=stray: sitework.cancel(a, tools))
+            tools.errands.start(key, partial(sitework.cancel, stray, tools))
         keys.append(key)
     tools.errands.wait(keys, patience)
     left = []
