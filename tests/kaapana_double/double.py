@@ -10,10 +10,12 @@ import os
 import shutil
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from fedportal.connectors.trainer_process import is_locked
 from tests.airflow_server import AirflowServer, free_port
 from tests.kaapana_double.door import Door
 
@@ -130,6 +132,26 @@ class KaapanaDouble:
         with self._database() as database, database:
             database.execute("delete from task_instance where run_id=?", (run_id,))
             database.execute("delete from dag_run where run_id=?", (run_id,))
+
+    def clear(self) -> None:
+        """End and forget all runs, and what they have left at the site."""
+        self.set_paused("fp-train", paused=False)
+        with self._database() as database, database:
+            database.execute(
+                "update task_instance set state='failed' where state is null or state in ('running', 'queued', 'scheduled')"
+            )
+            database.execute("update dag_run set state='failed' where state in ('running', 'queued')")
+        # A process sees at its next heartbeat that its task is over; its run's folder is locked until it is gone.
+        locks = list((self.home / "work" / "runs").glob("*/lock"))
+        end = time.monotonic() + 20
+        while any(is_locked(lock) for lock in locks) and time.monotonic() < end:
+            time.sleep(0.2)
+        with self._database() as database, database:
+            for table in ("task_instance", "dag_run"):
+                database.execute(f"delete from {table}")  # noqa: S608  names of ours
+        for folder in (self.home, self.pacs, self.folder / "data"):
+            shutil.rmtree(folder)
+            folder.mkdir()
 
     def _database(self) -> closing[sqlite3.Connection]:
         return closing(sqlite3.connect(self.airflow.folder / "airflow.db", timeout=20))

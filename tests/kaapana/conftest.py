@@ -1,0 +1,58 @@
+"""Fixtures of a Kaapana: the door alone (fast), and the whole double with its Airflow (once per session)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from fedportal.connectors.fields import SiteContext
+from fedportal.connectors.kaapana import KaapanaConnector
+from fedportal.connectors.oidc import Credentials, Grant
+from tests.kaapana_double.door import Door
+from tests.kaapana_double.double import KaapanaDouble, dies_with_parent
+
+SITE_KEY = b"s" * 32
+"""The key that the bench signs with."""
+
+
+def credentials(grant: Grant = Grant.CLIENT, **changes: str) -> Credentials:
+    values = {"client_id": "fedportal", "client_secret": "client-secret", "username": "portal", "password": "pass-word"}
+    return Credentials(grant, **{**values, **changes})
+
+
+def connector(door: Door, **options) -> KaapanaConnector:
+    options.setdefault("site", SiteContext("mainz", key=SITE_KEY))
+    return KaapanaConnector(
+        door.url, options.pop("credentials", credentials()), ca_certificate=door.ca, by_path=door.by_path, **options
+    )
+
+
+@pytest.fixture
+def door() -> Iterator[Door]:
+    """A front door with nothing behind ``/flow``."""
+    door = Door()
+    yield door
+    door.close()
+
+
+@pytest.fixture(scope="session")
+def running_double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KaapanaDouble]:
+    double = KaapanaDouble(
+        tmp_path_factory.mktemp("kaapana"), site_key=SITE_KEY.hex(), tls=True, preexec=dies_with_parent
+    )
+    if not double.airflow.is_installed:
+        pytest.skip("Airflow 2 is not installed here: run `make airflow` first")
+    yield double.start()
+    double.stop()
+
+
+@pytest.fixture
+def kaapana(running_double: KaapanaDouble) -> Iterator[KaapanaDouble]:
+    """The double as it was at first: no runs, no faults, the realm in order. Tests use the same names of runs."""
+    yield running_double
+    fresh = Door()
+    running_double.door.faults, running_double.door.keycloak = fresh.faults, fresh.keycloak
+    running_double.door.datasets.clear()
+    fresh.close()
+    running_double.clear()
