@@ -24,7 +24,8 @@ from trainer.contract import CONTRACT_VERSION, EXPLANATIONS, Exit, LaunchTicket
 
 DAGS = ("fp-train", "fp-evaluate")
 CANCELLED_NOTE = "Cancelled by the portal."
-ENDED = '"the run\'s processes have ended"'
+ENDED = '"exit_code"'
+"""Stands in the trainer's last line, which it writes when the run's processes are gone."""
 LOG_CHUNK = 256 * 1024
 GRACE = 12.0
 """Seconds in which a cancelled run's processes must have ended: Airflow tells its tasks at their next heartbeat."""
@@ -285,8 +286,7 @@ class AirflowConnector(Configured):
         if any(task.state in ("running", "queued", "scheduled", "restarting") for task in tasks):
             return False
         begun = any(task.tries and task.state not in ("skipped", "removed", "") for task in tasks)
-        log = self._log(airflow, run) if begun else ""
-        return not log or '"exit_code"' in log
+        return not begun or ENDED in self._log(airflow, run)
 
 
 def _cancelled() -> RunStatus:

@@ -90,7 +90,8 @@ class Airflow(ABC):
     # --- the same in both ----------------------------------------------------------------------------
 
     def version(self) -> str:
-        return str(self._call("GET", "version").fields().get("version") or "")
+        """Return Airflow's version, for which no login is needed."""
+        return str(self._require(self._http.get(f"{self.root}/version")).fields().get("version") or "")
 
     def dag(self, dag_id: str) -> Dag | None:
         answer = self._call("GET", f"dags/{dag_id}", missing=True)
@@ -159,6 +160,7 @@ class Airflow(ABC):
 
 
 TRAINER_OUTPUT = "Output:"
+DAG_FILE = "fedportal_dags.py"
 TRAINER_OVER = re.compile(r"Command exited with return code -?\d+\Z")
 LOUD = frozenset({"error", "critical"})
 
@@ -178,7 +180,7 @@ def trainer_lines(entries: Iterable[tuple[str, str, str]]) -> str:
                 found.append(text)
             elif text == TRAINER_OUTPUT:
                 printing = True
-        elif level.lower() in LOUD:
+        elif level.lower() in LOUD or source == DAG_FILE:
             found.append(text)
     return "".join(f"{line}\n" for line in found)
 

@@ -10,8 +10,10 @@ command or of a template. It holds no key: the site's file does, which only the 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from subprocess import TimeoutExpired
 
 try:  # Airflow 3
     from airflow.sdk import DAG, BaseOperator
@@ -30,6 +32,8 @@ except ImportError:
 SETTINGS = json.loads(Path(__file__).with_name("fedportal.json").read_text())
 NO_VERDICT = 75
 """Exit code of a trainer that ended without a word: worth another try. Every other failure is the portal's to judge."""
+KILL_PATIENCE = 10
+"""Seconds that the trainer may take for its end; it needs less than one, and kills what needs more than four."""
 
 
 class TrainerOperator(BaseOperator):
@@ -67,8 +71,14 @@ class TrainerOperator(BaseOperator):
         return result.output
 
     def on_kill(self) -> None:
-        if self._hook is not None:
-            self._hook.send_sigterm()
+        process = getattr(self._hook, "sub_process", None)
+        if process is None:
+            return
+        self._hook.send_sigterm()
+        # Airflow reads its output no more; the portal waits for the word that the processes are gone.
+        with suppress(TimeoutExpired):
+            code = process.wait(timeout=KILL_PATIENCE)
+            self.log.info(json.dumps({"message": "the run's processes have ended", "exit_code": code}))
 
 
 def trainer_dag(duty: str, description: str, *, timeout: timedelta, retries: int, pool: str) -> DAG:
