@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import TypeGuard
 
-from django.db import DatabaseError, close_old_connections, connection, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections, connection, transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -128,21 +127,20 @@ class Engine:
             if claim.lost.is_set():
                 raise StaleClaim(f"{experiment.key} was taken over")
             claim.due_at = None
-            if self._found_nothing(experiment, outcome):
+            if isinstance(outcome, Wait) and self._found_nothing(experiment, outcome):
                 claim.due_at = outcome.until
             else:
                 settle(experiment, s, outcome, now=self.clock(), wakes_seen=wakes, seconds=claim.lap())
-        except (StaleClaim, DatabaseError):
-            raise
+        except (StaleClaim, OperationalError, InterfaceError):
+            raise  # nothing was written, and the database may be back the next time
         except Exception as error:  # the one place: whatever a step meets must not stop the engine
             outcome = self._stumbled(claim, error)
         return outcome
 
-    def _found_nothing(self, experiment: Experiment, outcome: Outcome) -> TypeGuard[Wait]:
+    def _found_nothing(self, experiment: Experiment, outcome: Wait) -> bool:
         """Say whether a look changed nothing, so that nothing needs to be written."""
         return (
-            isinstance(outcome, Wait)
-            and outcome.changes == Changes()
+            outcome.changes == Changes()
             and outcome.reason == experiment.reason
             and experiment.wakes == experiment.wakes_seen
             and not experiment.stumbles

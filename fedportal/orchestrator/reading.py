@@ -30,10 +30,10 @@ from fedportal.orchestrator.snapshot import (
     Participant,
     RoundView,
     SiteRunView,
-    SiteView,
     Snapshot,
+    site_view,
 )
-from fedportal.sites.models import Site, SiteCheck
+from fedportal.sites.models import SiteCheck
 from trainer.contract import Phase
 
 AT_WORK = frozenset({RoundState.TRAINING, RoundState.EVALUATING, RoundState.COLLECTING, RoundState.AGGREGATING})
@@ -91,12 +91,6 @@ def take(experiment: Experiment, now: datetime, *, before: Snapshot | None = Non
         reason=experiment.reason,
         question=experiment.question,
         **(_harvest(experiment) if state is RoundState.DONE else {}),
-    )
-
-
-def site_view(site: Site) -> SiteView:
-    return SiteView(
-        id=site.pk, slug=site.slug, name=site.name, connector=site.connector, config=site.config, secrets=site.secrets
     )
 
 

@@ -42,13 +42,13 @@ def settle(
         if s.newest is not None:
             _round(s, s.round, outcome, now, seconds)
         if changes.new_round is not None:
-            number, kind = changes.new_round
-            Round.objects.create(experiment=experiment, number=number, kind=kind, started_at=now)
+            following, kind = changes.new_round
+            Round.objects.create(experiment=experiment, number=following, kind=kind, started_at=now)
         if changes.checks:
             Site.objects.filter(pk__in=changes.checks, check_due_at__gt=now).update(check_due_at=now)
         _experiment(experiment, outcome)
+        number = s.round.number if s.newest is not None else None
         for line in changes.lines:
-            number = s.round.number if s.newest is not None else None
             journal.record(
                 experiment, line.kind, line.text, level=line.level, round_number=number, site=line.site, **line.data
             )

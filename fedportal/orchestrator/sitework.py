@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedportal.aggregation.admission import Admission
-from fedportal.aggregation.errors import AggregationRefused
+from fedportal.aggregation.errors import AggregationFailed, AggregationRefused
 from fedportal.aggregation.process import AggregationProcess
-from fedportal.connectors.base import Connector, LogChunk, RunState, RunStatus
-from fedportal.connectors.errors import ObjectDamaged, ObjectMissing
+from fedportal.connectors.base import CheckReport, Connector, LogChunk, RunState, RunStatus
+from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, SiteError
 from fedportal.connectors.objectstore import ObjectStore
 from fedportal.orchestrator.errands import Errands, Pace
 from fedportal.orchestrator.snapshot import AttemptView, ModelView, SiteView, Snapshot
@@ -101,6 +101,10 @@ def _kind(s: Snapshot) -> Kind:
 
 def _key(attempt: AttemptView, tools: Tools) -> str:
     return attempt_key(site_key(tools.secret, attempt.site.slug), attempt.run)
+
+
+def check(site: SiteView, tools: Tools) -> CheckReport:
+    return tools.connector(site).check()
 
 
 # --- before the start -----------------------------------------------------------------------------
@@ -188,7 +192,10 @@ def has_sign(s: Snapshot, tools: Tools, known: set[str]) -> bool:
     for run in s.site_runs:
         if run.is_over or run.current is None or run.site.connector not in AT_HAND or run.attempt.run in known:
             continue
-        state = tools.connector(run.site).poll(run.attempt.run).state
+        try:
+            state = tools.connector(run.site).poll(run.attempt.run).state
+        except (SiteError, ValueError):
+            continue  # the next regular question tells what is wrong
         # The snapshot may be from just before the start: then a run that is not there yet is no news.
         if state.is_over and (run.is_at_site or state is not RunState.LOST):
             ended.append(run.attempt.run)
@@ -250,12 +257,21 @@ def _judge(s: Snapshot, attempt: AttemptView, manifest: Manifest, tools: Tools) 
         reference = model_file(s, s.model, tools)
     except (ObjectDamaged, ObjectMissing) as error:
         return Delivery(manifest, damaged=f"The update did not arrive whole: {error}.")
+    try:
+        return Delivery(manifest, *_verdict(s, attempt, reference, tools))
+    except AggregationFailed as error:
+        # Whatever it is in this update that kills the judge must not end the whole experiment.
+        return Delivery(manifest, damaged=f"The update could not be judged: {error.reason}")
+
+
+def _verdict(s: Snapshot, attempt: AttemptView, reference: Path, tools: Tools) -> tuple[Admission, str]:
+    """Judge a fetched update; return the admission and why it is refused (empty: it is not)."""
     update = spooled(s, attempt, UPDATE_NAME, tools)
     admission = tools.aggregation.admit(update, reference, max_relative_norm=s.max_relative_norm)
     refused = "" if admission.admitted else admission.reason
     if not refused and s.plan.optimizer.treatment == "aggregate":
         refused = _judge_optimizer(s, attempt, tools)
-    return Delivery(manifest, admission, refused=refused)
+    return admission, refused
 
 
 def _judge_optimizer(s: Snapshot, attempt: AttemptView, tools: Tools) -> str:

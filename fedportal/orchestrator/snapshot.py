@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedportal.experiments.states import AT_SITE, SITE_RUN_OVER, ExperimentState, RoundState, SiteRunState
 from trainer.contract import TrainingPlan, attempt_prefix, run_name
+
+if TYPE_CHECKING:
+    from fedportal.sites.models import Site
 
 _T = TypeVar("_T")
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -30,6 +33,12 @@ class SiteView:
     connector: str = "local"
     config: Mapping[str, Any] = field(default_factory=dict)
     secrets: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def site_view(site: Site) -> SiteView:
+    return SiteView(
+        id=site.pk, slug=site.slug, name=site.name, connector=site.connector, config=site.config, secrets=site.secrets
+    )
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def main(name: str, seconds: float) -> None:
 
     engine.step_for = step_for
     engine.take_logs = lambda *_: None
-    driver = engine.Engine(Federation(Path(".")).tools, worker=name)
+    driver = engine.Engine(Federation(Path()).tools, worker=name)
     ids = list(Experiment.objects.values_list("pk", flat=True))
     settled = locked = 0
     end = time.monotonic() + seconds

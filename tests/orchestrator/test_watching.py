@@ -9,6 +9,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
+from fedportal.aggregation.errors import AggregationFailed
 from fedportal.connectors.base import RunState, RunStatus
 from fedportal.connectors.errors import SiteUnreachable
 from fedportal.experiments.states import RoundState, SiteRunState
@@ -265,6 +266,25 @@ def test_a_silent_site_is_told_of_once_and_again_when_it_answers(federation: Fed
     changes = watch(s, federation.tools).changes
     assert texts(changes) == "Hospital A answers again."
     assert changes.site_runs[0].fields == {"reason": ""}
+
+
+def test_a_bug_in_one_connector_does_not_end_the_experiment(federation: Federation):
+    s = at_work(federation, "a", "b")
+    federation["a"].trouble = ZeroDivisionError("a bug")
+    federation["b"].deliver()
+    for _ in range(3):
+        federation.clock.tick(100)
+        changes = watch(s, federation.tools).changes
+    assert "Hospital A: a bug. Trying again." in texts(changes)
+
+
+def test_an_update_that_kills_the_judge_costs_its_site_an_attempt(federation: Federation):
+    s = at_work(federation, "a", "b")
+    federation["a"].deliver()
+    federation.aggregation.trouble = AggregationFailed("It needed more memory than its limit.")
+    changes = watch(s, federation.tools).changes
+    assert moves(changes) == {RUN["a"]: S.PENDING}
+    assert changes.site_runs[0].because == "The update could not be judged: It needed more memory than its limit."
 
 
 def test_a_hanging_site_hides_no_delivery_of_another(federation: Federation):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
 from fedportal.aggregation.strategies import STRATEGIES
 from fedportal.experiments.states import RoundState, SiteRunState
@@ -23,7 +24,7 @@ from fedportal.orchestrator.outcomes import (
 )
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, Participant, SiteRunView, Snapshot
-from fedportal.orchestrator.steps.starting import PATIENCE, launch_what_is_due
+from fedportal.orchestrator.steps.starting import PATIENCE, launch_what_is_due, start_publishing
 from fedportal.orchestrator.words import listed, of, sites
 from trainer.contract import canonical_json, global_model_key
 
@@ -62,36 +63,30 @@ def _published_early(s: Snapshot, tools: Tools, changes: Changes) -> bool:
     every round's way. Say whether all of them are published; :func:`publish` does what is left."""
     if any(run.state is SiteRunState.PENDING for run in s.site_runs):
         return False  # taken up again: some attempts have been there before
-    by_participation = {participant.id: participant for participant in s.participants}
+    sites_of = {participant.id: participant for participant in s.participants}
     owners = {run.id: run.participant for run in s.site_runs}
-    started = [
-        *((new, by_participation[new.participation], 1) for new in changes.new_site_runs if new.run),
-        *((new, owners[new.site_run], new.number) for new in changes.new_attempts),
+    first = [(new.run, 1, sites_of[new.participation]) for new in changes.new_site_runs if new.run]
+    further = [(new.run, new.number, owners[new.site_run]) for new in changes.new_attempts]
+    keys = [
+        start_publishing(s, AttemptView(0, number, run, s.round.number, participant.site), participant.dataset, tools)
+        for run, number, participant in (*first, *further)
     ]
-    attempts = {new.run: AttemptView(0, number, new.run, s.round.number, p.site) for new, p, number in started}
-    keys = [("publish", run) for run in attempts]
-    for new, participant, _ in started:
-        tools.errands.start(
-            ("publish", new.run),
-            lambda a=attempts[new.run], p=participant: sitework.publish(s, a, p.dataset, tools),
-            is_news=False,
-        )
     tools.errands.wait(keys, PATIENCE)
     uploads = {}
-    for key in keys:
-        errand = tools.errands.take(key)
+    for _, run in keys:
+        errand = tools.errands.take(("publish", run))
         if errand is not None and errand.error is None:
-            uploads[key[1]] = errand.value
+            uploads[run] = errand.value
     changes.new_site_runs = [replace(new, upload=uploads.get(new.run, {})) for new in changes.new_site_runs]
     changes.new_attempts = [replace(new, upload=uploads.get(new.run, {})) for new in changes.new_attempts]
-    return len(uploads) == len(attempts)
+    return len(uploads) == len(keys)
 
 
 def _asked(s: Snapshot, tools: Tools) -> dict[int, str]:
     """Ask the sites that no recent check speaks for; return the problem of each that has one."""
     asked = [p for p in s.participants if not p.problem and not p.is_checked]
     for p in asked:
-        tools.errands.start(("check", p.site.id), lambda p=p: tools.connector(p.site).check())
+        tools.errands.start(("check", p.site.id), partial(sitework.check, p.site, tools))
     tools.errands.wait([("check", p.site.id) for p in asked], CHECK_PATIENCE)
     problems = {}
     for p in asked:
@@ -152,11 +147,7 @@ def publish(s: Snapshot, tools: Tools) -> Outcome:
         return _publish_initial_model(s, tools, changes)
     waiting = [run for run in s.site_runs if run.state is SiteRunState.PENDING and run.current is not None]
     fresh = [run for run in waiting if run.current is not None and not run.attempt.upload]
-    keys = []
-    for run in fresh:
-        key = ("publish", run.attempt.run)
-        keys.append(key)
-        tools.errands.start(key, lambda run=run: sitework.publish(s, run.attempt, run.participant.dataset, tools))
+    keys = [start_publishing(s, run.attempt, run.participant.dataset, tools) for run in fresh]
     tools.errands.wait(keys, 60.0)
     for run, key in zip(fresh, keys, strict=True):
         errand = tools.errands.take(key)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from fedportal.connectors.errors import SiteRefused, SiteUnreachable
 from fedportal.experiments.states import SiteRunState
 from fedportal.orchestrator import sitework
 from fedportal.orchestrator.outcomes import AttemptChange, Changes, NewAttempt, SiteRunChange
 from fedportal.orchestrator.sitework import Tools
-from fedportal.orchestrator.snapshot import SiteRunView, SiteView, Snapshot
+from fedportal.orchestrator.snapshot import AttemptView, SiteRunView, SiteView, Snapshot
 from fedportal.orchestrator.words import sentence
 
 PATIENCE = 0.5
@@ -43,14 +44,13 @@ def launch_what_is_due(s: Snapshot, pending: Sequence[SiteRunView], tools: Tools
         if run.not_before is not None and run.not_before > s.now:
             continue
         if not attempt.upload:
-            key = ("publish", attempt.run)
-            tools.errands.start(key, lambda run=run: sitework.publish(s, run.attempt, run.participant.dataset, tools))
+            key = start_publishing(s, attempt, run.participant.dataset, tools)
         else:
             key = ("launch", attempt.run)
             if not tools.pace.is_due(key) or tools.errands.is_under_way(key):
                 continue
             before = [stray for stray in s.strays if stray.site.id == run.site.id]
-            tools.errands.start(key, lambda run=run, before=before: sitework.launch(s, run.attempt, before, tools))
+            tools.errands.start(key, partial(sitework.launch, s, attempt, before, tools))
         started.append(key)
     tools.errands.wait(started, PATIENCE)
     failed = set()
@@ -61,6 +61,13 @@ def launch_what_is_due(s: Snapshot, pending: Sequence[SiteRunView], tools: Tools
         if _take_launched(s, run, tools, changes):
             failed.add(run.id)
     return failed
+
+
+def start_publishing(s: Snapshot, attempt: AttemptView, dataset: str, tools: Tools) -> tuple[str, str]:
+    """Put the job of an attempt into the store, beside the step; return the errand's key."""
+    key = ("publish", attempt.run)
+    tools.errands.start(key, partial(sitework.publish, s, attempt, dataset, tools))
+    return key
 
 
 def _take_published(run: SiteRunView, tools: Tools, changes: Changes) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Hashable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 from fedportal.connectors.base import LogChunk, RunState, RunStatus
 from fedportal.connectors.errors import SiteError, StoreUnreachable
@@ -28,6 +30,8 @@ from fedportal.orchestrator.snapshot import AttemptView, SiteRunView, Snapshot
 from fedportal.orchestrator.steps.starting import launch_what_is_due, logs_pace, poll_pace, trouble
 from fedportal.orchestrator.words import duration, sentence, sites
 from trainer.contract import EXPLANATIONS, PERMANENT, Exit
+
+logger = logging.getLogger(__name__)
 
 MAX_LOG = 256 * 1024
 """Bytes of an attempt's log that are kept in the journal."""
@@ -132,7 +136,7 @@ class _Watch:
             return
         ended = {"ended_at": s.now, "heard_at": s.now, "state": RunState.SUCCEEDED.value, "exit_code": 0}
         self._ended(run, ended)
-        fields = {}
+        fields: dict[str, Any] = {}
         if manifest is not None:
             fields = {
                 "train_cases": manifest.train_cases,
@@ -169,11 +173,12 @@ class _Watch:
             return
         if isinstance(errand.error, StoreUnreachable):
             self.store_is_silent = True
-        elif isinstance(errand.error, SiteError):
-            if self.tools.pace.missed(key) >= SILENT_AFTER:
-                trouble(run, errand.error.message, self.changes)
         elif errand.error is not None:
-            raise errand.error
+            if not isinstance(errand.error, SiteError):
+                # A bug in one site's connector must not end the experiment of the others.
+                logger.error("asking about %s failed", attempt.run, exc_info=errand.error)
+            if self.tools.pace.missed(key) >= SILENT_AFTER:
+                trouble(run, str(errand.error), self.changes)
         else:
             self._answered(run, attempt, errand.value)
 
@@ -317,7 +322,7 @@ class _Watch:
     def _is_over(self, run: SiteRunView) -> bool:
         return self.after[run.id] in _OVER
 
-    def _becomes(self, run: SiteRunView, *through: SiteRunState, because: str = "", **fields: object) -> None:
+    def _becomes(self, run: SiteRunView, *through: SiteRunState, because: str = "", **fields: Any) -> None:
         self.after[run.id] = through[-1]
         self.changes.site_runs.append(SiteRunChange(run.id, through, because, fields))
 
