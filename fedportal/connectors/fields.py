@@ -54,7 +54,9 @@ class SiteContext:
 
     ``portal_url``: where the site reaches the portal. ``trainer_socket``: the portal's own warm trainer, for sites on
     the portal's machine. ``key``: the site's key. ``probe`` puts a small object into the object store and returns
-    presigned addresses to ``get`` it and to ``put`` it back, for a check. ``queue``: the portal's jobs for a site that polls; only the orchestrator hands it out.
+    presigned addresses to ``get`` it and to ``put`` it back, for a check. ``queue``: the portal's jobs for a site that
+    polls. ``keep(name, secret)`` stores a secret that the site has renewed. Only the orchestrator hands the last three
+    out.
     """
 
     slug: str
@@ -63,6 +65,7 @@ class SiteContext:
     key: bytes = field(default=b"", repr=False)
     probe: Callable[[], Mapping[str, str]] | None = None
     queue: JobQueue | None = None
+    keep: Callable[[str, str], None] | None = None
 
 
 class Unfit(ValueError):
@@ -94,6 +97,11 @@ class Configured:
         ``secrets`` are all that will be stored.
         """
         return dict(config)
+
+    @classmethod
+    def needs_sign_in(cls, config: Mapping[str, Any]) -> bool:
+        """Say whether a person has to sign the portal in at the site (``start_device_login``, ``poll_device_login``)."""
+        return False
 
     @classmethod
     def handout(cls, config: Mapping[str, Any], secrets: Mapping[str, str], *, site: SiteContext) -> dict[str, Any]:

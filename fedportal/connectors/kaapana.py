@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -174,6 +175,10 @@ class KaapanaConnector(Configured):
         return dict(config)
 
     @classmethod
+    def needs_sign_in(cls, config: Mapping[str, Any]) -> bool:
+        return config.get("grant") == Grant.DEVICE
+
+    @classmethod
     def from_config(cls, config: Mapping[str, Any], secrets: Mapping[str, str], *, site: SiteContext) -> Self:
         credentials = Credentials(
             grant=Grant(config["grant"]),
@@ -193,6 +198,7 @@ class KaapanaConnector(Configured):
             ca_certificate=str(config.get("ca_certificate") or ""),
             verify=bool(config.get("verify", True)),
             site=site,
+            kept=partial(site.keep, "refresh_token") if site.keep else None,
         )
 
     # --- device login --------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from fedportal.connectors.errors import SiteError
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.states import ExperimentState, RoundState
 from fedportal.orchestrator.reading import site_view
+from fedportal.orchestrator.sign_ins import sign_in_due
 from fedportal.orchestrator.sitework import Tools
 from fedportal.sites import services
 from fedportal.sites.models import CHECK_WITHIN, Site, SiteCheck
@@ -84,6 +85,7 @@ def keep_checking(tools: Tools, closing: threading.Event) -> None:
         close_old_connections()
         try:
             check_due(tools)
+            sign_in_due(tools)
         except Exception:  # the database may be away for a while
             logger.exception("looking for due checks failed")
     connection.close()

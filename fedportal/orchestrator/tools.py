@@ -22,6 +22,7 @@ from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import SiteView
 from fedportal.relay.queue import SiteQueue
 from fedportal.sites.connection import site_context
+from fedportal.sites.services import keep_secret
 from trainer.contract import ROOT, canonical_json
 
 AGGREGATION_TIMEOUT = 1800.0
@@ -48,7 +49,10 @@ class Connectors:
 
     def _context(self, site: SiteView) -> SiteContext:
         return replace(
-            site_context(site.slug), queue=SiteQueue(site.slug), probe=partial(_probe, self._store, site.slug)
+            site_context(site.slug),
+            queue=SiteQueue(site.slug),
+            probe=partial(_probe, self._store, site.slug),
+            keep=partial(keep_secret, site.slug),
         )
 
 

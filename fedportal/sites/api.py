@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.models import QuerySet
+from django.shortcuts import get_object_or_404
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers, status, viewsets
@@ -22,7 +23,7 @@ from fedportal.sites import services
 from fedportal.sites.connection import connectors
 from fedportal.sites.counts import case_counts
 from fedportal.sites.forms import SiteForm, site_form
-from fedportal.sites.models import CHECKERS_ONLY, ConnectorKind, Dataset, Health, Site, SiteCheck
+from fedportal.sites.models import CHECKERS_ONLY, ConnectorKind, Dataset, Health, SignIn, Site, SiteCheck
 from fedportal.ui.permissions import IsOperator, ReadOnlyUnlessOperator, require
 
 
@@ -208,6 +209,14 @@ class SiteWriteSerializer(serializers.Serializer):
         return self.form.store()
 
 
+class SignInSerializer(serializers.ModelSerializer):
+    """A sign-in of the portal at a site: open ``address``, confirm ``user_code`` there."""
+
+    class Meta:
+        model = SignIn
+        fields = ["state", "asked_at", "address", "user_code", "expires_at", "message", "remedy"]
+
+
 class SiteKeySerializer(serializers.Serializer):
     site_key = serializers.CharField(help_text="Hexadecimal; the site keeps it as FEDPORTAL_SITE_KEY.")
 
@@ -310,6 +319,17 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     def handout(self, request: Request, slug: str) -> Response:
         """Read the JSON object that people paste at the site (operators). Who read it is recorded."""
         return _secret(services.hand_out(self.get_object(), by=request.user))
+
+    @extend_schema(methods=["GET"], responses=SignInSerializer)
+    @extend_schema(methods=["POST"], request=None, responses={202: SignInSerializer})
+    @action(detail=True, methods=["get", "post"], url_path="sign-in", permission_classes=[IsOperator])
+    def sign_in(self, request: Request, slug: str) -> Response:
+        """Begin a sign-in of the portal at the site, or see how far the last one is (operators)."""
+        site = self.get_object()
+        if request.method == "POST":
+            asked = services.request_sign_in(site, by=request.user)
+            return Response(SignInSerializer(asked).data, status=status.HTTP_202_ACCEPTED)
+        return Response(SignInSerializer(get_object_or_404(SignIn, site=site)).data)
 
     @extend_schema(request=None, responses={204: None})
     @action(detail=True, methods=["post"])

@@ -72,6 +72,12 @@ def needs_key(site: Site) -> bool:
     return connector is not None and connector.NEEDS_SITE_KEY
 
 
+def needs_sign_in(site: Site) -> bool:
+    """Say whether a person has to sign the portal in at the site."""
+    connector = connector_of(site)
+    return connector is not None and connector.needs_sign_in(site.config)
+
+
 def key_of(site: Site) -> str:
     """Return the key that the site keeps in its own environment (hex)."""
     return site_key(settings.FEDPORTAL_ATTEMPT_SECRET, site.slug).hex()

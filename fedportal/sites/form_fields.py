@@ -17,7 +17,7 @@ from fedportal.connectors.fields import Field
 from fedportal.connectors.http import why_refused
 from fedportal.sites import certificates
 
-LONGEST = 400
+LONGEST = 4000
 LONGEST_SECRET = 8000
 LONGEST_JSON = 64 * 1024
 _AS_TYPED = {"spellcheck": "false", "autocapitalize": "none", "autocomplete": "off"}

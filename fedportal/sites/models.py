@@ -26,7 +26,7 @@ class ConnectorKind(models.TextChoices):
     LOCAL = "local", "On this machine"
     AIRFLOW = "airflow", "Airflow"
     KAAPANA = "kaapana", "Kaapana"
-    KAAPANA_PULL = "kaapana-pull", "Kaapana that asks for work"
+    KAAPANA_PULL = "kaapana-pull", "Kaapana that polls the portal"
 
 
 class Health(models.TextChoices):
@@ -172,6 +172,36 @@ class SiteCheck(models.Model):
     @property
     def first_problem(self) -> dict | None:
         return next((step for step in self.steps if not step["ok"]), None)
+
+
+class SignInState(models.TextChoices):
+    ASKED = "asked", "Asking the site for a code"
+    WAITING = "waiting", "Waiting for a person"
+    DONE = "done", "Signed in"
+    FAILED = "failed", "Failed"
+
+
+class SignIn(models.Model):
+    """The newest sign-in of the portal at a site by a code that a person confirms there. The site's token is no part."""
+
+    site = models.OneToOneField(Site, on_delete=models.CASCADE, related_name="sign_in")
+    state = models.CharField(max_length=8, choices=SignInState, default=SignInState.ASKED)
+    asked_at = models.DateTimeField(default=timezone.now)
+    asked_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+    address = models.CharField(max_length=500, blank=True, help_text="Where the code is confirmed.")
+    user_code = models.CharField(max_length=40, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True, help_text="Until when the code can be confirmed.")
+    message = models.TextField(blank=True)
+    remedy = models.TextField(blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.site.slug}: {self.get_state_display()}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something is still to come of it: its code has not run out, its orchestrator has not died."""
+        until = self.expires_at or self.asked_at + CHECK_WITHIN
+        return self.state in (SignInState.ASKED, SignInState.WAITING) and timezone.now() < until
 
 
 class Dataset(models.Model):

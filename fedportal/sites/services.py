@@ -8,13 +8,13 @@ from datetime import timedelta
 from typing import Any
 
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from fedportal.accounts.models import User
 from fedportal.connectors.base import CheckReport, DatasetReport
-from fedportal.sites.connection import handout_of, issued, key_of, needs_key
-from fedportal.sites.models import Dataset, Site, SiteCheck
+from fedportal.sites.connection import handout_of, issued, key_of, needs_key, needs_sign_in
+from fedportal.sites.models import Dataset, SignIn, SignInState, Site, SiteCheck
 from fedportal.ui.errors import DomainError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,10 @@ KEEP_CHECKS = 200
 
 class SiteRetired(DomainError):
     """This site is retired: it is no longer checked and takes part in nothing new."""
+
+
+class NoSignIn(DomainError):
+    """Nobody signs in at this site: its connector does it by itself."""
 
 
 class NoKey(DomainError):
@@ -87,6 +91,7 @@ def update(
             raise SiteBusy
         values["secrets"] = {**issued(values["connector"]), **_without_empty(secrets or {})}
     elif secrets:
+        site.refresh_from_db(fields=["secrets"])  # the site may have renewed one meanwhile
         values["secrets"] = _without_empty({**site.secrets, **secrets})
     if not site.is_retired:
         values["check_due_at"] = timezone.now()
@@ -139,6 +144,32 @@ def record_act(site: Site, *, by: User, text: str) -> None:
     """Keep who did something with a site's keys: in the history that the admin shows, and in the log."""
     LogEntry.objects.log_actions(by.pk, [site], CHANGE, text, single_object=True)
     logger.info("site %s: %s (by %s)", site.slug, text, by.get_username())
+
+
+def keep_secret(slug: str, name: str, secret: str) -> None:
+    """Store a secret that a site has renewed. Called by connectors, from any thread."""
+    is_ours = connection.connection is None
+    try:
+        with transaction.atomic():
+            site = Site.objects.select_for_update().get(slug=slug)
+            site.secrets = {**site.secrets, name: secret}
+            site.save(update_fields=["secrets"])
+    finally:
+        if is_ours:
+            connection.close()
+
+
+def request_sign_in(site: Site, *, by: User) -> SignIn:
+    """Ask the orchestrator to begin a sign-in at the site; a person confirms its code there. The last one counts."""
+    if site.is_retired:
+        raise SiteRetired
+    if not needs_sign_in(site):
+        raise NoSignIn
+    fresh = {"state": SignInState.ASKED, "asked_at": timezone.now(), "asked_by": by, "expires_at": None}
+    empty = dict.fromkeys(("address", "user_code", "message", "remedy"), "")
+    sign_in, _ = SignIn.objects.update_or_create(site=site, defaults={**fresh, **empty})
+    record_act(site, by=by, text="Began to sign the portal in at the site")
+    return sign_in
 
 
 def request_check(site: Site) -> None:

@@ -13,6 +13,7 @@ urlpatterns = [
     path("<slug:slug>/connector/", views.SiteChoose.as_view(), name="connector"),
     path("<slug:slug>/key/", views.show_key, name="key"),
     path("<slug:slug>/handout/", views.show_handout, name="handout"),
+    path("<slug:slug>/sign-in/", views.sign_in, name="sign-in"),
     path("<slug:slug>/reissue/", views.reissue, name="reissue"),
     path("<slug:slug>/edit/", views.SiteUpdate.as_view(), name="edit"),
     path("<slug:slug>/check/", views.request_check, name="check"),

@@ -19,9 +19,9 @@ from django.views.generic import CreateView, DetailView, ListView, TemplateView,
 
 from fedportal.accounts.models import User
 from fedportal.sites import services
-from fedportal.sites.connection import cards, connector_of, connectors, described, issued, needs_key
+from fedportal.sites.connection import cards, connector_of, connectors, described, issued, needs_key, needs_sign_in
 from fedportal.sites.forms import SiteForm, site_form
-from fedportal.sites.models import CHECKERS_ONLY, Site
+from fedportal.sites.models import CHECKERS_ONLY, SignIn, Site
 from fedportal.ui.permissions import OperatorRequiredMixin, operator_required, require
 
 CHECKS_SHOWN = 30
@@ -73,6 +73,9 @@ class SiteDetail(DetailView):
             "needs_key": needs_key(site),
             "handout": connector.HANDOUT if connector else "",
             "is_issued": bool(issued(site.connector)),
+            "needs_sign_in": needs_sign_in(site),
+            "is_signed_in": "refresh_token" in site.secrets,
+            "sign_in": SignIn.objects.filter(site=site).first(),
         }
 
 
@@ -152,6 +155,13 @@ def show_handout(request: HttpRequest, slug: str) -> HttpResponse:
     definition = json.dumps(services.hand_out(site, by=request.user), indent=2)
     words = connectors()[site.connector].HANDOUT
     return render(request, "sites/site_handout.html", {"site": site, "definition": definition, "words": words})
+
+
+@require_POST
+@operator_required
+def sign_in(request: HttpRequest, slug: str) -> HttpResponse:
+    services.request_sign_in(get_object_or_404(Site, slug=slug), by=request.user)
+    return redirect("sites:detail", slug=slug)
 
 
 @require_POST

@@ -44,7 +44,7 @@ def test_a_good_form_registers_a_site():
         ("data_root", "/srv/../etc", "without"),
         ("data_root", "/", "root of the machine"),
         ("data_root", "/srv/\0data", "Null characters"),
-        ("data_root", "/" + "x" * 400, "400"),
+        ("data_root", "/" + "x" * 4000, "4000"),
         ("work_dir", "", "required"),
         ("work_dir", "work", "whole path"),
         ("work_dir", "/srv/mainz/data", "outside of the data folder"),

@@ -9,7 +9,7 @@ from fedportal.connectors import registry
 from fedportal.connectors.base import CheckReport, CheckStep
 from fedportal.experiments.models import Participation
 from fedportal.sites import services
-from fedportal.sites.models import CHECK_WITHIN, Site
+from fedportal.sites.models import CHECK_WITHIN, SignIn, Site
 from tests.factories import ada, audrey, eve, make_dataset, make_experiment, make_site, make_user, otto, stella
 from tests.sites.probe import KIND, TYPED, certificate
 from tests.sites.test_forms import GOOD
@@ -42,6 +42,8 @@ TABLE = {
     ("POST", "/sites/mainz/key/"): ACT,  # 302: this site has none, and the operator reads so where the button was
     ("GET", "/sites/mainz/handout/"): NO_GET,
     ("POST", "/sites/mainz/handout/"): ACT,
+    ("GET", "/sites/mainz/sign-in/"): NO_GET,
+    ("POST", "/sites/mainz/sign-in/"): ACT,
     ("GET", "/sites/mainz/reissue/"): NO_GET,
     ("POST", "/sites/mainz/reissue/"): ACT,
     ("GET", "/sites/mainz/edit/"): OPERATORS,
@@ -63,6 +65,8 @@ TABLE = {
     ("POST", "/api/sites/"): API_WRITE,
     ("GET", "/api/sites/mainz/key/"): dict.fromkeys(CAST, 405) | {"nobody": 401},
     ("POST", "/api/sites/mainz/key/"): {**API_WRITE, "otto": 409},
+    ("GET", "/api/sites/mainz/sign-in/"): {**API_WRITE, "otto": 404},
+    ("POST", "/api/sites/mainz/sign-in/"): {**API_WRITE, "otto": 409},
     ("POST", "/api/sites/mainz/handout/"): {**API_WRITE, "otto": 409},
     ("POST", "/api/sites/mainz/reissue/"): {**API_WRITE, "otto": 409},
     ("POST", "/api/sites/mainz/check/"): API_CHECK,
@@ -336,3 +340,42 @@ def test_the_health_history_is_a_strip_and_a_table_of_the_last_thirty(client, si
     assert "word 31" in shown
     assert "word 1<" not in shown
     assert "the last 30 checks" in shown
+
+
+@pytest.fixture
+def unsigned():
+    config = {"base_url": "https://kaapana.mainz.example", "grant": "device"}
+    return make_site("mainz", connector="kaapana", config=config)
+
+
+def test_an_operator_signs_the_portal_in_by_a_code(client, unsigned):
+    client.force_login(otto())
+    assert "Not signed in" in client.get("/sites/mainz/").content.decode()
+    client.post("/sites/mainz/sign-in/")
+    assert "The site is asked for a code." in client.get("/sites/mainz/").content.decode()
+    until = timezone.now() + timedelta(minutes=5)
+    SignIn.objects.update(state="waiting", user_code="ABCD-EFGH", address="https://k.example/d", expires_at=until)
+    shown = client.get("/sites/mainz/").content.decode()
+    for words in ("ABCD-EFGH", 'href="https://k.example/d"', "data-waiting"):
+        assert words in shown
+    assert client.get("/api/sites/mainz/sign-in/").json()["user_code"] == "ABCD-EFGH"
+    client.force_login(ada())
+    assert "ABCD-EFGH" not in client.get("/sites/mainz/").content.decode()
+    assert client.get("/api/sites/mainz/sign-in/").status_code == 403
+
+
+def test_a_sign_in_that_failed_or_ran_out_says_so(client, unsigned):
+    client.force_login(otto())
+    client.post("/api/sites/mainz/sign-in/")
+    SignIn.objects.update(state="failed", message="It was declined.", remedy="Begin again.")
+    assert "It was declined. Begin again." in client.get("/sites/mainz/").content.decode()
+    SignIn.objects.update(state="waiting", user_code="X", expires_at=timezone.now() - timedelta(seconds=1))
+    shown = client.get("/sites/mainz/").content.decode()
+    assert "not confirmed in time" in shown
+    assert "data-waiting" not in shown
+
+
+def test_a_site_where_nobody_signs_in_refuses_to(client, site):
+    client.force_login(otto())
+    assert client.post("/api/sites/mainz/sign-in/").status_code == 409
+    assert "Sign-in at the site" not in client.get("/sites/mainz/").content.decode()
