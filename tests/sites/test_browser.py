@@ -2,7 +2,9 @@
 script and with one."""
 
 import os
+import threading
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.conf import settings
@@ -11,10 +13,13 @@ from django.utils import timezone
 
 from fedportal.connectors import registry
 from fedportal.connectors.base import CheckReport, CheckStep
+from fedportal.orchestrator import health
+from fedportal.orchestrator.tools import Connectors
 from fedportal.sites import services
-from fedportal.sites.models import Site
+from fedportal.sites.models import SignIn, Site
 from tests.factories import make_dataset, make_site, otto
 from tests.fixtures_browser import violations
+from tests.orchestrator.fakes import MemoryStore
 from tests.sites.probe import DEFINITION, KIND, certificate
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -36,6 +41,12 @@ def session(live_server, transactional_db, probe) -> str:
         services.record_check(site, CheckReport(steps))
     make_site("kiel", name="Kiel", healthy=False)
     Site.objects.filter(slug="kiel").update(check_due_at=timezone.now())
+    config = {"base_url": "https://kaapana.koeln.example", "grant": "device", "generation": "0.7"}
+    koeln = make_site("koeln", name="Köln", connector="kaapana", config=config)
+    SignIn.objects.create(
+        site=koeln, state="waiting", user_code="WDJB-MJHT", address="https://kaapana.koeln.example/device",
+        expires_at=timezone.now() + timedelta(minutes=10),
+    )  # fmt: skip
     client = Client()
     client.force_login(otto())
     return client.cookies[settings.SESSION_COOKIE_NAME].value
@@ -64,7 +75,7 @@ def look(page, address: str, name: str = "") -> None:
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_and_nothing_scrolls_sideways(open_page, theme, width):
     page = open_page("/sites/", theme=theme, width=width)
-    for address in ("/sites/register/", "/sites/mainz/connector/", "/sites/mainz/", "/sites/kiel/"):
+    for address in ("/sites/register/", "/sites/mainz/connector/", "/sites/mainz/", "/sites/kiel/", "/sites/koeln/"):
         look(page, address)
     for kind in registry.KINDS:
         look(page, f"/sites/register/{kind}/")
@@ -140,3 +151,41 @@ def test_the_steps_of_a_check_are_seen_by_a_reload_without_scripts(open_page):
     services.record_check(Site.objects.get(slug="kiel"), CheckReport((GOOD, BAD)))
     page.reload()
     assert page.get_by_text("Install its requirements.").is_visible()
+
+
+@pytest.fixture
+def orchestrator(session, scripted_server, settings):
+    """The orchestrator's loop of checks, at work: real connectors, and a warm (scripted) trainer behind its socket."""
+    settings.FEDPORTAL_TRAINER_SOCKET = str(scripted_server)
+    closing = threading.Event()
+    tools = SimpleNamespace(connector=Connectors(MemoryStore()))
+    loop = threading.Thread(target=health.keep_checking, args=(tools, closing))
+    loop.start()
+    yield
+    closing.set()
+    loop.join()
+    for thread in threading.enumerate():
+        if thread.name.startswith("check "):
+            thread.join()
+
+
+def test_a_site_is_registered_and_checked_by_the_orchestrator_before_the_operators_eyes(
+    open_page, orchestrator, tmp_path
+):
+    (tmp_path / "data").mkdir()
+    page = open_page("/sites/register/local/")
+    page.get_by_label("Name", exact=True).fill("Ulm")
+    page.get_by_label("Short name").fill("ulm")
+    page.get_by_label("Data folder").fill(str(tmp_path / "data"))
+    page.get_by_label("Work folder").fill(str(tmp_path / "work"))
+    page.get_by_role("button", name="Register and check").click()
+    page.get_by_text("can be read, 0 entries").wait_for()
+    steps = page.locator(".steps > li")
+    assert [step.split("\n")[0].split(" ")[0] for step in steps.all_inner_texts()] == [
+        "Data",
+        "Working",
+        "Trainer",
+        "Datasets",
+    ]
+    assert page.locator("[data-waiting]").count() == 0
+    assert page.complaints == []
