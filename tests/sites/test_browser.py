@@ -71,8 +71,7 @@ def look(page, address: str, name: str = "") -> None:
     assert page.complaints == []
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
 def test_axe_finds_nothing_and_nothing_scrolls_sideways(open_page, theme, width):
     page = open_page("/sites/", theme=theme, width=width)
     for address in ("/sites/register/", "/sites/mainz/connector/", "/sites/mainz/", "/sites/kiel/", "/sites/koeln/"):
