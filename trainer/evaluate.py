@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer import layers, losses, metrics, networks, weights
 from trainer.cache import PreparedCase, prepare
 from trainer.cases import check_task, read_dataset
-from trainer.contract import Exit, JobSpec, MetricRecord, Phase, TrainingPlan
+from trainer.contract import Exit, JobSpec, Kind, MetricRecord, Phase, TrainingPlan
 from trainer.data import pad, regions_of, unpad
 from trainer.failures import machine_faults
 from trainer.images import Recipe
@@ -65,7 +65,9 @@ def validate(
     """Measure ``network`` on ``cases`` and report one record per number. The network is left in evaluation mode."""
     plan = spec.plan
     loss_of = losses.build(plan.loss)
-    with_distance = is_distance_round(plan, spec.round)
+    with_distance = is_distance_round(plan, spec.round) or (
+        spec.kind is Kind.EVALUATE and plan.validation.hd95_every > 0
+    )
     dice, distance, loss = [], [], []
     network.eval()
     with torch.inference_mode():
@@ -114,7 +116,8 @@ def predict(network: nn.Module, image: Tensor, plan: TrainingPlan, *, machine: M
 
 
 def is_distance_round(plan: TrainingPlan, round: int) -> bool:
-    """Say whether the Hausdorff distance is planned for this round: every n-th and the last."""
+    """Say whether the Hausdorff distance is planned for this round: every n-th and the last. (The final evaluation has
+    a round of its own, which an early stop may put anywhere.)"""
     every = plan.validation.hd95_every
     return every > 0 and (round % every == 0 or round == plan.rounds)
 

@@ -104,7 +104,8 @@ def aggregate(
         header = layout(
             ((entry.key, entry.dtype, entry.shape) for entry in base.header.entries.values()),
             buffers=base.header.buffers,
-            local=base.header.local,
+            # of the updates, not of the reference: a warm start may come from an experiment with other layers
+            local=frozenset.intersection(*(site.header.local for site in sites)),
             round=base.header.round + 1 if round is None else round,
         )
         state = _ServerState(files, base.header, method.slots(chosen), state_in, state_out)

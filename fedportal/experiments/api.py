@@ -109,7 +109,7 @@ class ExperimentViewSet(viewsets.GenericViewSet):
         return self.get_paginated_response(ExperimentRowSerializer(page, many=True).data)
 
     def create(self, request: Request) -> Response:
-        values = self._checked(NewExperimentSerializer(data=request.data))
+        values = self._checked(NewExperimentSerializer(data=request.data, context={"request": request}))
         participants = values.pop("participations", None)
         experiment = services.create_draft(
             owner=request.user,
@@ -127,7 +127,7 @@ class ExperimentViewSet(viewsets.GenericViewSet):
     def partial_update(self, request: Request, key: str) -> Response:
         """Change a draft: only what is sent is changed."""
         experiment = self.get_object()
-        values = self._checked(ExperimentSerializer(experiment, data=request.data))
+        values = self._checked(ExperimentSerializer(experiment, data=request.data, context={"request": request}))
         services.update_draft(
             experiment=experiment,
             by=request.user,

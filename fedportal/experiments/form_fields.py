@@ -7,6 +7,7 @@ from typing import Any
 
 from django import forms
 
+from fedportal.experiments.models import GlobalModel
 from fedportal.experiments.plan import MAX_REGION_NAME, region_text
 from fedportal.experiments.recipe import BY_NAME, Kind, Setting, number_text
 
@@ -87,6 +88,12 @@ class NumberField(forms.FloatField):
         return number_text(value) if isinstance(value, float) else value
 
 
+class ModelField(forms.ModelChoiceField):
+    def label_from_instance(self, obj: GlobalModel) -> str:
+        dice = "" if obj.dice is None else f", Dice {obj.dice:.3f}"
+        return f"{obj.experiment.title} ({obj.experiment.key}), round {obj.round_number}{dice}"
+
+
 def field_of(setting: Setting) -> forms.Field:
     """Return the form field of a setting, with help, unit, range and default."""
     common: dict[str, Any] = {
@@ -99,6 +106,10 @@ def field_of(setting: Setting) -> forms.Field:
             field: forms.Field = forms.ChoiceField(choices=setting.choices, **common)
         case Kind.YES_NO:
             field = forms.BooleanField(**{**common, "required": False})
+        case Kind.REGION:
+            field = forms.ChoiceField(**common)  # the form knows the regions
+        case Kind.MODEL:
+            field = ModelField(queryset=GlobalModel.objects.none(), empty_label="Random weights", **common)
         case Kind.WHOLE:
             field = forms.IntegerField(min_value=int(setting.low), max_value=int(setting.high), **common)
             field.error_messages["invalid"] = "Write a whole number."

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from django import forms
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 
 from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import STRATEGIES, Strategy
 from fedportal.experiments import services
 from fedportal.experiments.form_fields import RegionsField, field_of
-from fedportal.experiments.models import Experiment
+from fedportal.experiments.models import MEAN, Experiment, GlobalModel, best_of
 from fedportal.experiments.plan import merged, nested, problems_of
-from fedportal.experiments.readiness import dataset_problem, site_problem, strategy_problem
+from fedportal.experiments.readiness import dataset_problem, initial_model_problem, site_problem, strategy_problem
 from fedportal.experiments.recipe import (
     STRATEGY_SETTINGS,
     Group,
@@ -227,6 +227,27 @@ class SettingsForm(SectionForm):
                 self.add_error(field, f"{text[:1].upper()}{text[1:]}.")
 
 
+EXPERIMENTS_OFFERED = 100
+
+
+def models_to_start_from(experiment: Experiment) -> QuerySet[GlobalModel]:
+    """Return what a draft can start from: of each experiment that its owner sees and that fits, the newest and the best
+    model, and what is chosen already. The API takes any model that fits."""
+    others = Experiment.objects.visible_to(experiment.owner).exclude(models=None).prefetch_related("models")
+    found = {experiment.initial_model_id}
+    for other in others[:EXPERIMENTS_OFFERED]:
+        trained = [model for model in other.models.all() if model.round_number]
+        for model in {best_of(trained, other.best_by), trained[-1] if trained else None} - {None}:
+            model.experiment = other
+            if not initial_model_problem(model, experiment.plan):
+                found.add(model.pk)
+    return (
+        GlobalModel.objects.filter(pk__in=found - {None})
+        .select_related("experiment")
+        .order_by("-experiment__created_at", "round_number")
+    )
+
+
 class RecipeForm(SettingsForm):
     section, title = "recipe", "Recipe"
 
@@ -239,8 +260,13 @@ class RecipeForm(SettingsForm):
                 error_messages={"required": "Name at least one region, like tumour: 1."},
             )
 
+        self.fields["initial_model"].queryset = models_to_start_from(experiment)
+
     def clean(self) -> None:
         super().clean()
+        start = self.cleaned_data.get("initial_model")
+        if start and (trouble := initial_model_problem(start, merged(self.experiment.plan, self.plan_changes()))):
+            self.add_error("initial_model", trouble)
         treatment = self.cleaned_data.get("optimizer_treatment")
         if treatment == "aggregate":
             strategy = STRATEGIES.get(self.experiment.strategy)
@@ -270,6 +296,11 @@ class RecipeForm(SettingsForm):
 
 class RoundsForm(SettingsForm):
     section, title = "rounds", "Rounds and aggregation"
+
+    def __init__(self, data: Any = None, *, experiment: Experiment, **kwargs: Any) -> None:
+        super().__init__(data, experiment=experiment, **kwargs)
+        regions = [region["name"] for region in (experiment.plan.get("task") or {}).get("regions", [])]
+        self.fields["best_by"].choices = [(MEAN, "Mean Dice over regions"), *((r, f"Dice of {r}") for r in regions)]
 
     def strategies(self) -> list[Strategy]:
         """Return what can be chosen, for the explanation under the fields."""

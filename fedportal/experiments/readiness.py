@@ -9,7 +9,7 @@ from typing import Any
 from django.db.models import Prefetch
 
 from fedportal.aggregation.strategies import plan_fields, refusal
-from fedportal.experiments.models import Experiment, Participation
+from fedportal.experiments.models import MEAN, Experiment, GlobalModel, Participation
 from fedportal.experiments.plan import problems_of, task_signature
 from fedportal.experiments.recipe import BY_NAME
 from fedportal.sites.models import Dataset, Health, Site
@@ -45,7 +45,7 @@ def checklist(experiment: Experiment) -> list[Check]:
         Check("Their data can be used", "sites", tuple(_data(parts))),
         Check("All sites have the same task", "sites", tuple(_same_task(experiment, parts))),
         Check("There is something to segment", "recipe", tuple(_sentences(task) if parts else ())),
-        Check("The recipe can run", "recipe", tuple(_sentences(recipe))),
+        Check("The recipe can run", "recipe", (*_sentences(recipe), *_initial_model(experiment))),
         Check("Rounds and aggregation fit the sites", "rounds", tuple(_aggregation(experiment, parts))),
     ]
 
@@ -102,6 +102,11 @@ def _same_task(experiment: Experiment, parts: list[Participation]) -> Iterator[s
             )
 
 
+def _initial_model(experiment: Experiment) -> Iterator[str]:
+    if experiment.initial_model is not None:
+        yield from filter(None, [initial_model_problem(experiment.initial_model, experiment.plan)])
+
+
 def _aggregation(experiment: Experiment, parts: list[Participation]) -> Iterator[str]:
     if experiment.min_sites < 1 or (parts and experiment.min_sites > len(parts)):
         yield f"The quorum is {experiment.min_sites}, but {len(parts)} sites take part: set it between 1 and {len(parts)}."
@@ -109,6 +114,8 @@ def _aggregation(experiment: Experiment, parts: list[Participation]) -> Iterator
         yield "Set a deadline above 0 minutes."
     if experiment.rounds_planned != experiment.plan.get("rounds"):
         yield "The number of rounds is not the recipe's. Save the rounds again."
+    if trouble := best_by_problem(experiment.best_by, experiment.plan):
+        yield trouble
     trouble = strategy_problem(experiment, experiment.strategy, experiment.strategy_options, len(parts))
     if trouble and parts:
         yield trouble
@@ -116,6 +123,43 @@ def _aggregation(experiment: Experiment, parts: list[Participation]) -> Iterator
         needed = plan_fields(experiment.strategy, experiment.strategy_options)
         if any(experiment.plan.get(name, at_rest) != needed[name] for name, at_rest in plan_fields("", {}).items()):
             yield "The recipe does not tell the sites what the strategy needs of them. Save the rounds again."
+
+
+def best_by_problem(region: str, plan: Mapping[str, Any]) -> str:
+    """Return why the best model cannot be chosen by a region's Dice; empty when it can."""
+    names = [known["name"] for known in (plan.get("task") or {}).get("regions", [])]
+    if region == MEAN or region in names:
+        return ""
+    return f"The best model is chosen by the Dice of {region}, which is no region of the task: choose another."
+
+
+SHAPES_WEIGHTS = ("name", "channels", "strides", "residual_units", "norm")
+"""What two networks must have in common to have the same weights."""
+
+
+def initial_model_problem(model: GlobalModel, plan: Mapping[str, Any]) -> str:
+    """Return why a plan cannot start from a global model; empty when it can."""
+    source = model.experiment
+    name = f"The model of round {model.round_number} of “{source.title}”"
+    ours, theirs = plan.get("task") or {}, source.plan.get("task") or {}
+    if task_signature(ours) != task_signature(theirs) or _labels(ours) != _labels(theirs):
+        return f"{name} was trained for another task: channels, labels and regions have to be the same."
+    network, other = plan.get("network") or {}, source.plan.get("network") or {}
+    for part in SHAPES_WEIGHTS:
+        setting = BY_NAME[f"network.{part}"]
+        mine, its = (_plain(known.get(part, setting.default)) for known in (network, other))
+        if mine != its:
+            return f"{name} is of another network: {setting.label} is {setting.show(its)} there and {setting.show(mine)} here."
+    return ""
+
+
+def _labels(task: Mapping[str, Any]) -> list[list[int]]:
+    """Return the labels of each output channel; what the regions are called is no part of a model."""
+    return [list(region["labels"]) for region in task.get("regions", [])]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def strategy_problem(

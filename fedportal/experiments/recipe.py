@@ -13,12 +13,13 @@ from enum import StrEnum
 from typing import Any
 
 from fedportal.aggregation.strategies import STRATEGIES, WEIGHTING, Option, Strategy
-from fedportal.experiments.models import Experiment, Straggler, Weighting
+from fedportal.experiments.models import MEAN, Experiment, Straggler, Weighting
 from trainer.contract import TrainingPlan
 
 
 class Kind(StrEnum):
-    """What a setting's value is. A *triple* is three values or ``None``."""
+    """What a setting's value is. A *triple* is three values or ``None``; a *region* the name of one of the task's, or
+    *mean*; a *model* a global model of another experiment, or ``None``."""
 
     CHOICE = "choice"
     WHOLE = "whole"
@@ -27,6 +28,8 @@ class Kind(StrEnum):
     WHOLES = "wholes"
     WHOLE_TRIPLE = "whole_triple"
     NUMBER_TRIPLE = "number_triple"
+    REGION = "region"
+    MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Setting:
     def default(self) -> Any:
         if self.option is not None:
             return self.option.default
+        if self.kind is Kind.MODEL:
+            return None
         if not self.of_plan:
             return Experiment._meta.get_field(self.name).get_default()
         return _DEFAULTS[self.name]
@@ -81,6 +86,10 @@ class Setting:
             return self.empty
         if self.kind is Kind.CHOICE:
             return str(dict(self.choices).get(value, value))
+        if self.kind is Kind.REGION:
+            return "mean Dice over regions" if value == MEAN else f"Dice of {value}"
+        if self.kind is Kind.MODEL:
+            return f"model of round {value.round_number} of “{value.experiment.title}” ({value.experiment.key})"
         if self.kind is Kind.YES_NO:
             return "Yes" if value else "No"
         if self.kind is Kind.WHOLES:
@@ -119,6 +128,12 @@ GROUPS = (
     Group("validation", "Validation", "What is measured on the cases that are held out at each site.", "recipe"),
     Group("rounds", "Rounds", "A round: every site trains on its own, then the portal makes one model.", "rounds"),
     Group("aggregation", "Aggregation", "How the sites' updates become one global model.", "rounds"),
+    Group(
+        "stopping",
+        "Best model and early stop",
+        "Which global model counts as the best, and when more rounds are no use.",
+        "rounds",
+    ),
     Group("patience", "Waiting for sites", "What happens when a site is slow or fails.", "rounds"),
 )
 
@@ -181,6 +196,10 @@ SETTINGS: tuple[Setting, ...] = (
         "network.dropout", "Dropout", "Share of features left out at random while training.", _K.NUMBER, "network",
         low=0, high=0.9, advanced=True,
     ),
+    Setting(
+        "initial_model", "Start from", "A global model of the same task and network, instead of random weights. Save a changed network first.",
+        _K.MODEL, "network", optional=True, empty="random weights", advanced=True, of_plan=False,
+    ),
     Setting("loss", "Loss", "What training makes small. Dice copes with small structures.", _K.CHOICE, "training", choices=LOSS_CHOICES),
     Setting("batch_size", "Batch size", "Volumes or patches per step. Halve it when memory runs out.", _K.WHOLE, "training", low=1, high=64),
     Setting(
@@ -235,6 +254,13 @@ SETTINGS: tuple[Setting, ...] = (
         "max_relative_norm", "Largest change accepted",
         "Refuse an update that changes the model by more than this multiple of the model's own size. Empty: no limit.",
         _K.NUMBER, "aggregation", unit="× the model's norm", low=0.001, high=1000, optional=True, empty="no limit", advanced=True, of_plan=False,
+    ),
+    Setting(
+        "best_by", "Best model by", "Measured on the held-out cases of all sites.", _K.REGION, "stopping", of_plan=False,
+    ),
+    Setting(
+        "patience", "Stop early after", "Rounds without a better model. The model of the last round is still measured. 0: run all rounds.",
+        _K.WHOLE, "stopping", unit="rounds", low=0, high=10_000, zero="never", of_plan=False,
     ),
     Setting("min_sites", "Quorum", "A round counts when at least so many sites delivered an update.", _K.WHOLE, "patience", unit="sites", low=1, high=1000, of_plan=False),
     Setting("deadline_minutes", "Deadline of a round", "How long a round waits for its sites at most.", _K.NUMBER, "patience", unit="minutes", low=0.05, high=43_200, of_plan=False),

@@ -12,7 +12,7 @@ from rest_framework import serializers
 from fedportal.aggregation.errors import AggregationRefused
 from fedportal.aggregation.strategies import WEIGHTING, Strategy, plan_fields
 from fedportal.experiments import services
-from fedportal.experiments.models import Experiment
+from fedportal.experiments.models import Experiment, GlobalModel
 from fedportal.experiments.plan import (
     MAX_REGION_NAME,
     PRESETS,
@@ -23,6 +23,7 @@ from fedportal.experiments.plan import (
     summary,
     with_task_of,
 )
+from fedportal.experiments.readiness import best_by_problem, initial_model_problem
 from fedportal.experiments.recipe import SETTINGS, Kind, Setting, flatten
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset
@@ -73,6 +74,25 @@ class YesNoField(serializers.BooleanField):
         return data
 
 
+class ModelSerializer(StrictSerializer):
+    """A global model of an experiment that you may see."""
+
+    experiment = serializers.CharField(max_length=10, help_text="Key of the experiment.")
+    round = WholeField(min_value=0, help_text="Round that published the model; 0: its initial model.")
+
+    def validate(self, attrs: dict[str, Any]) -> GlobalModel:
+        visible = Experiment.objects.visible_to(self.context["request"].user)
+        models = GlobalModel.objects.filter(experiment__in=visible, experiment__key=attrs["experiment"])
+        if (found := models.filter(round_number=attrs["round"]).select_related("experiment").first()) is None:
+            raise serializers.ValidationError(
+                f"There is no model of round {attrs['round']} of an experiment {attrs['experiment']}."
+            )
+        return found
+
+    def to_representation(self, instance: Any) -> dict[str, Any]:
+        return {"experiment": instance.experiment.key, "round": instance.round_number}
+
+
 def field_of(setting: Setting) -> serializers.Field:
     """Return the API's field of a setting; every one may be left out of a request."""
     about = f"{setting.help} ({setting.unit})" if setting.unit else setting.help
@@ -84,6 +104,10 @@ def field_of(setting: Setting) -> serializers.Field:
     match setting.kind:
         case Kind.CHOICE:
             return serializers.ChoiceField(choices=setting.choices, **common)
+        case Kind.REGION:
+            return serializers.CharField(max_length=MAX_REGION_NAME, **common)
+        case Kind.MODEL:
+            return ModelSerializer(**common)
         case Kind.YES_NO:
             return YesNoField(**common)
         case Kind.WHOLE:
@@ -203,15 +227,24 @@ class ExperimentSerializer(
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Refuse values that are right one by one but not together."""
         following = self._following_from_strategy(attrs)
+        before = with_task_of(self.plan_before(attrs), attrs.get("participations", []))
         if changes := attrs.get("plan"):
             for name in following.keys() & changes.keys():
                 if changes.pop(name) != following[name]:
                     raise serializers.ValidationError({"plan": {name: [FOLLOWS]}})
-            document = merged(with_task_of(self.plan_before(attrs), attrs.get("participations", [])), changes)
+            document = merged(before, changes)
             together = {name: text for name, text in problems_of(document).items() if flatten(changes, [name])}
             if together:
                 sentences = {name: [f"{text[:1].upper()}{text[1:]}."] for name, text in together.items()}
                 raise serializers.ValidationError({"plan": nested(sentences)})
+        after = merged(before, attrs.get("plan", {}))
+        start = attrs.get("initial_model")
+        found = {
+            "best_by": best_by_problem(attrs["best_by"], after) if "best_by" in attrs else "",
+            "initial_model": initial_model_problem(start, after) if start else "",
+        }
+        if problems := {name: [text] for name, text in found.items() if text}:
+            raise serializers.ValidationError(problems)
         return attrs
 
     def _following_from_strategy(self, attrs: dict[str, Any]) -> dict[str, Any]:

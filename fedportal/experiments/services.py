@@ -38,6 +38,9 @@ EDITABLE = frozenset(
         "grace_minutes",
         "max_attempts",
         "max_relative_norm",
+        "best_by",
+        "patience",
+        "initial_model",
     }
 )
 """Fields of a draft that people set; ``rounds_planned`` follows the plan."""
@@ -169,7 +172,8 @@ def clone(*, experiment: Experiment, by: User) -> Experiment:
             question=experiment.question,
             cloned_from=experiment,
             plan=experiment.plan,
-            rounds_planned=experiment.rounds_planned,
+            # not experiment.rounds_planned: an early stop shortens that
+            rounds_planned=experiment.plan.get("rounds", experiment.rounds_planned),
             **{name: getattr(experiment, name) for name in EDITABLE - {"title", "question"}},
         )
         parts = experiment.participations.filter(site__retired_at=None).select_related("dataset", "site")

@@ -18,6 +18,7 @@ from fedportal.experiments.models import (
     Round,
     RoundKind,
     SiteRun,
+    best_of,
 )
 from fedportal.experiments.states import AT_SITE, ExperimentState, RoundState, SiteRunState
 from fedportal.monitoring import forecast
@@ -149,8 +150,7 @@ class Overview:
 
     @property
     def best(self) -> GlobalModel | None:
-        measured = [model for model in self.models if model.dice is not None]
-        return max(measured, key=lambda model: (model.dice, -model.round_number), default=None)
+        return best_of(self.models, self.experiment.best_by)
 
     @property
     def newest(self) -> GlobalModel | None:

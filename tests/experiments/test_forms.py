@@ -25,10 +25,11 @@ RIGHT = {
         "schedule_final_factor": "0.01", "schedule_power": "0.9", "schedule_step_rounds": "10",
         "schedule_step_factor": "0.5", "patch": "", "spacing": "", "patches_per_case": "1", "validation_local": "on",
         "validation_hd95_every": "0", "validation_overlap": "0.25", "regions": "WT: 1, 2, 3",
+        "initial_model": "",
     },
     "rounds": {
         "rounds": "12", "local_epochs": "3", "strategy": "fedavg", "weighting": "cases", "max_relative_norm": "",
-        "min_sites": "2", "deadline_minutes": "30", "stragglers": "wait", "grace_minutes": "5", "max_attempts": "3",
+        "best_by": "mean", "patience": "0", "min_sites": "2", "deadline_minutes": "30", "stragglers": "wait", "grace_minutes": "5", "max_attempts": "3",
     },
 }  # fmt: skip
 
@@ -86,6 +87,9 @@ REFUSED = [
     ("rounds", "strategy", "voting", "not one of the available choices"),
     ("rounds", "weighting", "by mood", "not one of the available choices"),
     ("rounds", "max_relative_norm", "0", "greater than or equal to 0.001"),
+    ("rounds", "best_by", "NET", "not one of the available choices"),
+    ("rounds", "patience", "-1", "greater than or equal to 0"),
+    ("recipe", "initial_model", "999", "not one of the available choices"),
     ("rounds", "min_sites", "4", "Only 3 take part: write a number from 1 to 3."),
     ("rounds", "min_sites", "0", "greater than or equal to 1"),
     ("rounds", "deadline_minutes", "0", "greater than or equal to 0.05"),

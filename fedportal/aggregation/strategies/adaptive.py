@@ -38,10 +38,10 @@ class FedAvgM(Strategy):
         Option(
             name="momentum",
             title="Server momentum",
-            default=0.9,
+            default=0.5,
             least=0.0,
             most=0.999,
-            help="Share of the last movement that is kept; 0 is plain averaging.",
+            help="Share of the last movement that is kept; 0 is plain averaging. The paper uses 0.9, for many rounds.",
         ),
     )
 

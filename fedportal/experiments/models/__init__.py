@@ -4,8 +4,10 @@ from fedportal.experiments.models.experiment import Experiment, Participation, S
 from fedportal.experiments.models.journal import Event, LogPiece, Metric
 from fedportal.experiments.models.model import Artefact, GlobalModel
 from fedportal.experiments.models.round import Attempt, Round, RoundKind, SiteRun
+from fedportal.experiments.models.scores import MEAN, best_of, dice_of
 
 __all__ = [
+    "MEAN",
     "Artefact",
     "Attempt",
     "Event",
@@ -19,4 +21,6 @@ __all__ = [
     "SiteRun",
     "Straggler",
     "Weighting",
+    "best_of",
+    "dice_of",
 ]

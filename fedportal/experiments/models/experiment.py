@@ -12,6 +12,7 @@ from django.db import models
 from django.db.models import Count, F, OuterRef, Q, Subquery
 from django.utils import timezone
 
+from fedportal.experiments.models.scores import best_of
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset, Site
 from trainer.contract import TrainingPlan, plan_from_json
@@ -116,6 +117,23 @@ class Experiment(models.Model):
         help_text="Refuse an update whose change is larger than this multiple of the model's norm.",
     )
 
+    best_by = models.CharField(
+        max_length=40, default="mean", help_text="Region whose Dice chooses the best model; “mean”: over all regions."
+    )
+    patience = models.PositiveIntegerField(
+        default=0,
+        validators=[MaxValueValidator(10_000)],
+        help_text="Stop after so many rounds without a better model; 0: never.",
+    )
+    initial_model = models.ForeignKey(
+        "experiments.GlobalModel",
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="heirs",
+        help_text="Global model that round 1 starts from; empty: fresh weights.",
+    )
+
     state = models.CharField(max_length=16, choices=ExperimentState.choices(), default=ExperimentState.DRAFT)
     reason = models.TextField(blank=True, help_text="Why it is in its state, in a sentence for people.")
     version = models.PositiveIntegerField(default=0, editable=False)
@@ -171,8 +189,8 @@ class Experiment(models.Model):
 
     @property
     def best_model(self) -> GlobalModel | None:
-        """The global model with the highest mean Dice that was measured; the earliest of equals."""
-        return self.models.exclude(dice=None).order_by("-dice", "round_number").first()
+        """The measured global model with the highest Dice of the chosen region; the earliest of equals."""
+        return best_of(self.models.all(), self.best_by)
 
     @property
     def duration(self) -> timedelta | None:

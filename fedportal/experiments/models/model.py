@@ -6,6 +6,7 @@ from django.db import models
 from django.utils import timezone
 
 from fedportal.experiments.models.experiment import Experiment
+from fedportal.experiments.models.scores import dice_of
 
 
 class GlobalModel(models.Model):
@@ -33,6 +34,9 @@ class GlobalModel(models.Model):
 
     def __str__(self) -> str:
         return f"Model of round {self.round_number} of {self.experiment}"
+
+    def dice_of(self, region: str) -> float | None:
+        return dice_of(region, self.dice, self.scores)
 
 
 class Artefact(models.Model):
