@@ -43,6 +43,7 @@ airflow: .venv-airflow-2/.ready .venv-airflow-3/.ready
 
 clean-demo:
 	@test ! -e .demo || $(BIN)/python -m fedportal.demo --remove
+	@test ! -e .demo-airflow || $(BIN)/python -m fedportal.demo --remove --state .demo-airflow
 
 # The browser tests drive a real Chromium; on Debian and its kin it is installed here when it is missing.
 browser:

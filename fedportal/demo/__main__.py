@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 from typing import NoReturn
 
+from fedportal.demo.airflow_sites import AirflowSites
 from fedportal.demo.processes import Processes
 from fedportal.demo.state import HOST, DemoError, DemoState
 
@@ -40,12 +41,16 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of the training (default 0)")
     parser.add_argument("--port", type=int, help="port of the portal (default 8000 or the next free one)")
     parser.add_argument(
+        "--airflow", action="store_true", help="the hospitals are real Airflow servers, 2.11 and 3 (make airflow)"
+    )
+    parser.add_argument(
         "--headless", action="store_true", help="for scripts: no greeting, only the JSON summary on stdout"
     )
     parser.add_argument("--exit", action="store_true", help="stop everything once the experiment has ended")
     parser.add_argument("--remove", action="store_true", help="remove all that the demo made, and do nothing else")
-    parser.add_argument("--state", type=Path, default=ROOT / ".demo", help="folder for all that the demo makes")
+    parser.add_argument("--state", type=Path, help="folder for all that the demo makes (.demo, .demo-airflow)")
     options = parser.parse_args(argv)
+    options.state = options.state or ROOT / (".demo-airflow" if options.airflow else ".demo")
     if not 2 <= options.sites <= len(HOSPITALS):
         parser.error(f"--sites: 2 to {len(HOSPITALS)}")
     if not 1 <= options.rounds <= 10_000:
@@ -60,7 +65,7 @@ def main(argv: list[str]) -> int:
     say = print_to_stderr if options.headless else print
     signal.signal(signal.SIGTERM, _interrupt)
     state = DemoState(options.state)
-    processes = None
+    processes = airflow = None
     try:
         state.lock()
         state.address_file.unlink(missing_ok=True)
@@ -69,7 +74,9 @@ def main(argv: list[str]) -> int:
         values = state.remember(port=options.port)
         environment = state.environment(values)
         processes = Processes(logs=state.folder / "logs", environment=environment, cwd=ROOT)
-        return run(options, state, values, environment, processes, say)
+        if options.airflow:
+            airflow = AirflowSites(state, HOSPITALS[: options.sites])
+        return run(options, state, values, environment, processes, airflow, say)
     except DemoError as error:
         print_to_stderr(f"\n{error}")
         return 1
@@ -77,13 +84,15 @@ def main(argv: list[str]) -> int:
         say("\nStopping. `make demo` goes on where this stops.")
         return 130
     finally:
+        if airflow is not None:
+            airflow.stop()
         if processes is not None:
             processes.stop()
             state.trainer.stop_server()
             state.weed.kill()
 
 
-def run(options, state, values, environment, processes, say) -> int:
+def run(options, state, values, environment, processes, airflow, say) -> int:
     """Bring everything up, start the reference experiment, stay until it is told to stop."""
     python = sys.executable
     begun = time.monotonic()
@@ -91,6 +100,8 @@ def run(options, state, values, environment, processes, say) -> int:
     os.environ.update(environment)
     # The warm server outlives a demo that is killed, and the next one goes on with it.
     state.trainer.start_server(wait=False)
+    if airflow is not None:
+        airflow.start()
     hospitals = HOSPITALS[: options.sites]
     phantoms = processes.run(
         "phantoms",
@@ -111,8 +122,17 @@ def run(options, state, values, environment, processes, say) -> int:
     from fedportal.demo import portal  # Django needs the environment that was made just now
 
     portal.set_up()
+    if airflow is not None:
+        for slug, _name, _city in hospitals:
+            airflow.install(slug, portal.site_key(slug))
+        say("Waiting for the hospitals' Airflow servers …")
+        airflow.wait()
     experiment = portal.prepare(
-        hospitals=hospitals, state=state, passwords=values["passwords"], rounds=options.rounds, seed=options.seed
+        hospitals=hospitals,
+        connection=state.connection if airflow is None else airflow.connection,
+        passwords=values["passwords"],
+        rounds=options.rounds,
+        seed=options.seed,
     )
     address = f"http://{HOST}:{port}"
     _wait_until_it_answers(f"{address}/ui/healthz/", processes)
@@ -121,7 +141,7 @@ def run(options, state, values, environment, processes, say) -> int:
     state.address_file.write_text(f"{address}/experiments/{experiment.key}/\n")
     if not options.headless:
         greet(address, experiment.key, values["passwords"], time.monotonic() - begun)
-    return stay(options, portal, experiment, processes, say, answers_at)
+    return stay(options, portal, experiment, processes, airflow, say, answers_at)
 
 
 def remove(state: DemoState) -> int:
@@ -132,11 +152,11 @@ def remove(state: DemoState) -> int:
     return 0
 
 
-def stay(options, portal, experiment, processes, say, answers_at: float) -> int:
+def stay(options, portal, experiment, processes, airflow, say, answers_at: float) -> int:
     """Keep the processes alive; with ``--headless`` or ``--exit`` report when the experiment has ended."""
     told = False
     while True:
-        for name in processes.watch():
+        for name in [*processes.watch(), *(airflow.watch() if airflow else ())]:
             say(f"The {name} had stopped and was started again.")
         if not told and portal.has_ended(experiment):
             told = True

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import django
 from django.apps import apps
 
-from fedportal.demo.state import DemoError, DemoState
+from fedportal.demo.state import DemoError
 
 CHECK_TIMEOUT = 120.0
 TITLE = "Reference experiment"
@@ -22,8 +22,22 @@ def set_up() -> None:
         django.setup()
 
 
+def site_key(slug: str) -> str:
+    """Return the key of a hospital (hex), as its page shows it to operators."""
+    from django.conf import settings
+
+    from trainer.contract import site_key
+
+    return site_key(settings.FEDPORTAL_ATTEMPT_SECRET, slug).hex()
+
+
 def prepare(
-    *, hospitals: Sequence[tuple[str, str, str]], state: DemoState, passwords: Mapping[str, str], rounds: int, seed: int
+    *,
+    hospitals: Sequence[tuple[str, str, str]],
+    connection: Callable[[str], dict[str, Any]],
+    passwords: Mapping[str, str],
+    rounds: int,
+    seed: int,
 ) -> Any:
     """Make people, hospitals and the reference experiment unless they are there; return the experiment.
 
@@ -34,7 +48,7 @@ def prepare(
     from fedportal.experiments.models import Experiment
 
     people = _people(passwords)
-    sites = [_hospital(hospital, state, people["steward"]) for hospital in hospitals]
+    sites = [_hospital(hospital, connection, people["steward"]) for hospital in hospitals]
     datasets = [_dataset(site) for site in sites]
     slugs = {site.slug for site in sites}
     for experiment in Experiment.objects.filter(title=TITLE, rounds_planned=rounds).order_by("-pk"):
@@ -117,7 +131,7 @@ def _people(passwords: Mapping[str, str]) -> dict[str, Any]:
     return people
 
 
-def _hospital(hospital: tuple[str, str, str], state: DemoState, steward: Any) -> Any:
+def _hospital(hospital: tuple[str, str, str], connection: Callable[[str], dict[str, Any]], steward: Any) -> Any:
     from fedportal.sites import services
     from fedportal.sites.models import Site
 
@@ -125,9 +139,7 @@ def _hospital(hospital: tuple[str, str, str], state: DemoState, steward: Any) ->
     try:
         return Site.objects.get(slug=slug)
     except Site.DoesNotExist:
-        return services.register(
-            slug=slug, name=name, city=city, connector="local", config=state.site_config(slug), stewards=[steward]
-        )
+        return services.register(slug=slug, name=name, city=city, stewards=[steward], **connection(slug))
 
 
 def _dataset(site: Any) -> Any:

@@ -93,13 +93,14 @@ class DemoState:
         """Where the hospitals' data lie, a folder for each: ``hospitals/<slug>/<dataset>/``."""
         return self.folder / "hospitals"
 
-    def site_config(self, slug: str) -> dict[str, Any]:
-        """Return the settings of the ``local`` connector for one demo hospital."""
-        return {
+    def connection(self, slug: str) -> dict[str, Any]:
+        """Return how the portal reaches a demo hospital on this machine: connector and config."""
+        config = {
             "data_root": str(self.hospitals / slug),
             "work_dir": str(self.folder / "work" / slug),
             "threads": 1,
         }
+        return {"connector": "local", "config": config}
 
     def _port(self, wanted: int | None, last: int | None) -> int:
         if wanted is not None:

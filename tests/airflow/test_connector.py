@@ -65,7 +65,7 @@ def test_many_open_runs_are_asked_for_at_once(hospital: Hospital, bench: Bench) 
 
 
 def test_evaluations_have_a_dag_of_their_own(hospital: Hospital, bench: Bench) -> None:
-    trained = bench.ticket("quick")
+    trained = bench.ticket("quick", attempt=7)
     ticket = LaunchTicket(trained.run, trained.spec_url, kind=Kind.EVALUATE)
     hospital.connector().launch(ticket)
     assert hospital.api.run("fp-train", ticket.run) is None
