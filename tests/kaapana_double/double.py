@@ -130,6 +130,8 @@ class KaapanaDouble:
     def forget(self, run_id: str) -> None:
         """Delete a run, as somebody at the site may."""
         with self._database() as database, database:
+            note = "delete from dag_run_note where dag_run_id in (select id from dag_run where run_id=?)"
+            database.execute(note, (run_id,))
             database.execute("delete from task_instance where run_id=?", (run_id,))
             database.execute("delete from dag_run where run_id=?", (run_id,))
 
@@ -147,7 +149,7 @@ class KaapanaDouble:
         while any(is_locked(lock) for lock in locks) and time.monotonic() < end:
             time.sleep(0.2)
         with self._database() as database, database:
-            for table in ("task_instance", "dag_run"):
+            for table in ("dag_run_note", "task_instance", "dag_run"):
                 database.execute(f"delete from {table}")  # noqa: S608  names of ours
         for folder in (self.home, self.pacs, self.folder / "data"):
             shutil.rmtree(folder)
