@@ -81,7 +81,7 @@ def take(experiment: Experiment, now: datetime, *, before: Snapshot | None = Non
         max_attempts=experiment.max_attempts,
         max_relative_norm=experiment.max_relative_norm,
         participants=tuple(participants.values()),
-        newest=_round(newest),
+        newest=_round(experiment, newest, now),
         site_runs=site_runs,
         strays=strays,
         incoming=_model(experiment, newest, before),
@@ -125,9 +125,14 @@ def _problem(row: Participation, check: SiteCheck | None) -> tuple[str, bool]:
     return "", timezone.now() - check.at <= FRESH
 
 
-def _round(row: Round | None) -> RoundView | None:
+def _round(experiment: Experiment, row: Round | None, now: datetime) -> RoundView | None:
     if row is None:
         return None
+    ends = row.status in (RoundState.COLLECTING, RoundState.AGGREGATING)
+    is_late = row.deadline_at is not None and now >= row.deadline_at
+    paused = timedelta()
+    if ends or is_late or row.quorum_at is not None:
+        paused = _paused(experiment, row.dispatched_at or row.started_at)
     return RoundView(
         id=row.pk,
         number=row.number,
@@ -135,10 +140,23 @@ def _round(row: Round | None) -> RoundView | None:
         state=row.status,
         started_at=row.started_at,
         dispatched_at=row.dispatched_at,
-        deadline_at=row.deadline_at,
-        quorum_at=row.quorum_at,
+        deadline_at=None if row.deadline_at is None else row.deadline_at + paused,
+        quorum_at=None if row.quorum_at is None else row.quorum_at + paused,
+        paused=paused,
         timings=row.timings,
     )
+
+
+def _paused(experiment: Experiment, since: datetime) -> timedelta:
+    """Return for how long the experiment was paused: nobody was late in that time."""
+    total, began = timedelta(), None
+    events = experiment.events.filter(kind__in=["paused", "resumed"], at__gte=since).order_by("pk")
+    for kind, at in events.values_list("kind", "at"):
+        if kind == "paused":
+            began = at
+        elif began is not None:
+            total, began = total + (at - began), None
+    return total
 
 
 def _attempts(

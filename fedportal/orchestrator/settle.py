@@ -76,7 +76,9 @@ def _round(s: Snapshot, view: RoundView, outcome: Outcome, now: datetime, second
     if through and (through[-1].is_final or through[-1] is RoundState.FAILED):
         fields["ended_at"] = now
     if changes.slowest_site is not None:
-        fields["timings"] = _closed(timings, (now - view.started_at).total_seconds(), changes.slowest_site)
+        fields["timings"] = _closed(
+            timings, (now - view.started_at - view.paused).total_seconds(), changes.slowest_site
+        )
     row = Round(pk=view.id, number=view.number, experiment_id=s.id, state=view.state.value)
     for to in through[:-1]:
         lifecycle.move(row, to)

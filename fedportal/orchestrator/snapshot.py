@@ -113,6 +113,8 @@ class SiteRunView:
 
 @dataclass(frozen=True)
 class RoundView:
+    """A round. Its deadline and the time of its quorum are later by the time in which the experiment was ``paused``."""
+
     id: int
     number: int
     is_evaluation: bool
@@ -121,6 +123,7 @@ class RoundView:
     dispatched_at: datetime | None = None
     deadline_at: datetime | None = None
     quorum_at: datetime | None = None
+    paused: timedelta = timedelta()
     timings: Mapping[str, float] = field(default_factory=dict)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 
@@ -35,3 +36,14 @@ def sentence(text: str) -> str:
     """Return the text with a full stop, so that another sentence may follow."""
     text = text.strip()
     return text if not text or text[-1] in ".!?”…" else f"{text}."
+
+
+def last_words(output: str) -> str:
+    """Return what a trainer's command said last: its lines are JSON with a message inside, or plain text."""
+    lines = output.strip().splitlines()
+    if not lines:
+        return "The trainer said nothing."
+    try:
+        return str(json.loads(lines[-1])["message"])
+    except (ValueError, KeyError, TypeError):
+        return lines[-1].strip()

@@ -209,6 +209,45 @@ def test_a_paused_experiment_is_left_alone_and_picked_up_without_training_again(
     assert all(len(site.launched) == 3 for site in auto.sites.values())
 
 
+def test_the_time_of_a_pause_makes_nobody_late(auto: Federation):
+    experiment = make_running(auto, deadline_minutes=60)
+    for site in auto.sites.values():
+        site.auto = False
+    engine = make_engine(auto)
+    engine.drive(experiment.pk)
+    auto.clock.tick(60 * 50)
+    services.pause(experiment=fresh(experiment), by=experiment.owner)
+    experiment.events.filter(kind="paused").update(at=auto.clock())
+    auto.clock.tick(60 * 300)
+    services.resume(experiment=fresh(experiment), by=experiment.owner)
+    experiment.events.filter(kind="resumed").update(at=auto.clock())
+    engine.drive(experiment.pk)
+    assert fresh(experiment).rounds.get().status is RoundState.TRAINING
+    auto.clock.tick(60 * 9)
+    for site in auto.sites.values():
+        site.deliver()
+        site.auto = True
+    experiment = run_to_end(engine, auto, experiment)
+    assert experiment.status is E.COMPLETED
+    assert experiment.rounds.get(number=1).timings["total"] < 60 * 60
+
+
+def test_a_pause_does_not_put_the_deadline_off_for_ever(auto: Federation):
+    experiment = make_running(auto, deadline_minutes=60)
+    for site in auto.sites.values():
+        site.auto = False
+    engine = make_engine(auto)
+    engine.drive(experiment.pk)
+    services.pause(experiment=fresh(experiment), by=experiment.owner)
+    experiment.events.filter(kind="paused").update(at=auto.clock())
+    auto.clock.tick(60 * 300)
+    services.resume(experiment=fresh(experiment), by=experiment.owner)
+    experiment.events.filter(kind="resumed").update(at=auto.clock())
+    auto.clock.tick(60 * 60)
+    engine.drive(experiment.pk)
+    assert fresh(experiment).status is E.FAILED
+
+
 def test_cancelling_reaches_every_running_site(auto: Federation):
     experiment = make_running(auto)
     for site in auto.sites.values():

@@ -329,6 +329,15 @@ def test_the_deadline_ends_all_that_have_not_delivered(federation: Federation):
     assert "Hospital B: It did not deliver within 1 min 0 s." in texts(outcome.changes)
 
 
+def test_a_delivery_that_is_being_fetched_at_the_deadline_is_not_late(federation: Federation):
+    s = at_work(federation, "a", "b", deadline_at=START)
+    federation.errands.hanging.add(("look", f"fp-{KEY}-r1-a-a1"))
+    outcome = watch(s, federation.tools)
+    assert moves(outcome.changes) == {RUN["b"]: S.TIMED_OUT}
+    assert isinstance(outcome, Wait)
+    assert s.now < outcome.until <= s.now + timedelta(seconds=1)
+
+
 def test_the_next_look_is_not_after_the_deadline(federation: Federation):
     s = at_work(federation, "a", deadline_at=START + timedelta(seconds=0.05))
     outcome = watch(s, federation.tools)

@@ -17,7 +17,7 @@ from fedportal.orchestrator.outcomes import Advance, Changes, NewArtefact, Outco
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, ModelView, Snapshot
 from fedportal.orchestrator.steps.watching import cancel_strays
-from fedportal.orchestrator.words import listed
+from fedportal.orchestrator.words import last_words, listed
 from trainer.contract import round_prefix
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def _bundle(s: Snapshot, model: ModelView, document: dict[str, Any], tools: Tool
     argv = ["bundle", "--model", str(weights), "--recipe", str(description), "--out", str(out)]
     exit_code, output = tools.trainer(argv, BUNDLE_TIMEOUT)
     if exit_code != 0:
-        raise BundleFailed(output.strip().splitlines()[-1] if output.strip() else f"exit code {exit_code}")
+        raise BundleFailed(last_words(output))
     key = f"{round_prefix(s.key, model.round_number)}/{BUNDLE_NAME}"
     sha256 = tools.store.put_file(key, out, sha256=sha256_of_file(out), content_type="application/zip")
     return NewArtefact(model.id, "bundle", key, sha256, out.stat().st_size)

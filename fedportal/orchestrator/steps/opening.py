@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -25,7 +24,7 @@ from fedportal.orchestrator.outcomes import (
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, Participant, SiteRunView, Snapshot
 from fedportal.orchestrator.steps.starting import PATIENCE, launch_what_is_due, start_publishing
-from fedportal.orchestrator.words import listed, of, sites
+from fedportal.orchestrator.words import last_words, listed, of, sites
 from trainer.contract import canonical_json, global_model_key
 
 INIT_TIMEOUT = 180.0
@@ -167,22 +166,12 @@ def _publish_initial_model(s: Snapshot, tools: Tools, changes: Changes) -> Outco
     plan.write_bytes(canonical_json(s.plan.to_json()))
     exit_code, output = tools.trainer(["init", "--plan", str(plan), "--out", str(path)], INIT_TIMEOUT)
     if exit_code != 0:
-        return Fail(f"The initial model could not be made: {_last_sentence(output)}", changes)
+        return Fail(f"The initial model could not be made: {last_words(output)}", changes)
     key = global_model_key(s.key, 0)
     sha256 = tools.store.put_file(key, path)
     changes.model = NewModel(0, key, sha256, path.stat().st_size)
     changes.say("initial_model", f"The initial model was made ({path.stat().st_size / 1e6:.1f} MB).", sha256=sha256)
     return Advance(changes)
-
-
-def _last_sentence(output: str) -> str:
-    """Return what the trainer said last: its lines are JSON with a message inside, or plain text."""
-    for line in reversed(output.strip().splitlines()):
-        try:
-            return str(json.loads(line)["message"])
-        except (ValueError, KeyError, TypeError):
-            return line.strip()
-    return "the trainer said nothing."
 
 
 def dispatch(s: Snapshot, tools: Tools) -> Outcome:

@@ -243,7 +243,7 @@ class _Watch:
     # --- time -------------------------------------------------------------------------------------
 
     def _mind_the_time(self) -> None:
-        live = [run for run in self.s.site_runs if not self._is_over(run)]
+        live = [run for run in self.s.site_runs if not self._is_over(run) and not self._is_being_fetched(run)]
         if not live:
             return
         now, deadline = self.s.now, self.round.deadline_at
@@ -298,10 +298,10 @@ class _Watch:
         s, tools = self.s, self.tools
         if self.at_once:
             return s.now
-        times = [s.now + LONGEST_WAIT]
-        times += [t for t in (self.round.deadline_at,) if t is not None]
+        limits = [self.round.deadline_at]
         if s.stragglers == "drop" and self.round.quorum_at is not None:
-            times.append(self.round.quorum_at + s.grace)
+            limits.append(self.round.quorum_at + s.grace)
+        times = [s.now + LONGEST_WAIT, *(limit for limit in limits if limit is not None and limit > s.now)]
         for run in s.site_runs:
             if self._is_over(run) or run.current is None:
                 continue
@@ -321,6 +321,10 @@ class _Watch:
 
     def _is_over(self, run: SiteRunView) -> bool:
         return self.after[run.id] in _OVER
+
+    def _is_being_fetched(self, run: SiteRunView) -> bool:
+        """Whether its delivery may be on the way to us: then it is not late, we are."""
+        return run.current is not None and self.tools.errands.is_under_way(("look", run.attempt.run))
 
     def _becomes(self, run: SiteRunView, *through: SiteRunState, because: str = "", **fields: Any) -> None:
         self.after[run.id] = through[-1]
