@@ -183,7 +183,8 @@ def _write_case(element: Element, made: Path, numbers: Mapping[str, int]) -> Non
         for label in sorted(element.masks, key=lambda name: numbers[name]):
             mask: Any = nibabel.load(element.masks[label])
             if mask.shape != image.shape or not np.allclose(mask.affine, image.affine, atol=SAME_GRID):
-                mask = resample_from_to(mask, image, order=0)
+                # "constant" would cut half a voxel off at the edges of the mask.
+                mask = resample_from_to(mask, image, order=0, mode="grid-constant")
             segmentation[np.asanyarray(mask.dataobj) > 0] = numbers[label]
     except (OSError, ValueError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
         raise Fault(Exit.UNREADABLE_IMAGE, f"Case {element.case}.") from error
