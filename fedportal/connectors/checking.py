@@ -6,7 +6,8 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,6 +27,11 @@ PATIENCE = 90.0
 """Seconds that a site's own check may take at most beside; its clock is read somewhere within them."""
 
 
+watcher: ContextVar[Callable[[Sequence[CheckStep]], None] | None] = ContextVar("watcher", default=None)
+"""Who is told how far a check is (set in the check's thread): the steps so far, then the one under way and those to come
+with ``ok`` ``None`` and no message."""
+
+
 def take_steps(*steps: tuple[str, Callable[[], str]]) -> tuple[CheckStep, ...]:
     """Take the steps (name, act) in order; what comes after a failed one is not reached.
 
@@ -33,7 +39,10 @@ def take_steps(*steps: tuple[str, Callable[[], str]]) -> tuple[CheckStep, ...]:
     """
     done: list[CheckStep] = []
     failed = False
+    watch = watcher.get()
     for name, act in steps:
+        if watch is not None and not failed:
+            watch([*done, *(CheckStep(later, None, "") for later, _ in steps[len(done) :])])
         if failed:
             done.append(CheckStep(name, None, "Not reached."))
             continue

@@ -10,6 +10,7 @@ from django.db import close_old_connections, connection
 from django.utils import timezone
 
 from fedportal.connectors.base import CheckReport, CheckStep
+from fedportal.connectors.checking import watcher
 from fedportal.connectors.errors import SiteError
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.states import ExperimentState, RoundState
@@ -63,12 +64,15 @@ def _check_in_thread(site: Site, tools: Tools) -> None:
 def check(site: Site, tools: Tools) -> SiteCheck:
     """Check a site now and store what was found; wake the experiments that wait for it when it is well."""
     begun = time.monotonic()
+    watched = watcher.set(lambda steps: services.tell_progress(site, steps))
     try:
         report = tools.connector(site_view(site)).check()
     except (SiteError, ValueError) as error:
         # A connector puts failures into its report; what it cannot even begin with is a step of its own.
         step = CheckStep("connection", False, str(error), getattr(error, "remedy", ""), time.monotonic() - begun)
         report = CheckReport(steps=(step,))
+    finally:
+        watcher.reset(watched)
     booked = services.record_check(site, report)
     if booked.ok:
         waiting = Experiment.objects.filter(

@@ -100,6 +100,12 @@ class Site(models.Model):
     checking_since = models.DateTimeField(
         null=True, blank=True, editable=False, help_text="When the check began that is being made."
     )
+    check_progress = models.JSONField(
+        default=list,
+        blank=True,
+        editable=False,
+        help_text="The steps of the check that is being made, as far as it is.",
+    )
 
     objects = SiteQuerySet.as_manager()
 
@@ -130,6 +136,13 @@ class Site(models.Model):
     @property
     def is_being_checked(self) -> bool:
         return self.checking_since is not None and timezone.now() - self.checking_since < CHECK_WITHIN
+
+    @property
+    def steps_under_way(self) -> list[dict]:
+        """The steps of the check that is being made: those taken, then one with ``is_next``, then those to come."""
+        steps = self.check_progress if self.is_being_checked else []
+        taken = sum(step["ok"] is not None for step in steps)
+        return [{**step, "is_next": number == taken} for number, step in enumerate(steps)]
 
     @property
     def is_busy(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from fedportal.accounts.models import User
-from fedportal.connectors.base import CheckReport, DatasetReport
+from fedportal.connectors.base import CheckReport, CheckStep, DatasetReport
 from fedportal.sites.connection import handout_of, issued, key_of, needs_key, needs_sign_in
 from fedportal.sites.models import Dataset, SignIn, SignInState, Site, SiteCheck
 from fedportal.ui.errors import DomainError
@@ -180,6 +181,11 @@ def request_check(site: Site) -> None:
     site.save(update_fields=["check_due_at"])
 
 
+def tell_progress(site: Site, steps: Sequence[CheckStep]) -> None:
+    """Let the site's page show how far its check is."""
+    Site.objects.filter(pk=site.pk).update(check_progress=[asdict(step) for step in steps])
+
+
 @transaction.atomic
 def record_check(site: Site, report: CheckReport) -> SiteCheck:
     """Store what the orchestrator's health loop found at a site, and say when to look again.
@@ -208,8 +214,8 @@ def record_check(site: Site, report: CheckReport) -> SiteCheck:
     if not asked_meanwhile:
         due = None if site.is_retired else now + (CHECK_EVERY if report.ok else CHECK_AGAIN)
     site.check_due_at = due
-    site.checking_since = None
-    site.save(update_fields=["last_contact_at", "check_due_at", "checking_since"])
+    site.checking_since, site.check_progress = None, []
+    site.save(update_fields=["last_contact_at", "check_due_at", "checking_since", "check_progress"])
     outdated = site.checks.values_list("pk", flat=True)[KEEP_CHECKS:]
     site.checks.filter(pk__in=list(outdated)).delete()
     return check

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.utils import timezone
 
+from fedportal.connectors.base import CheckReport
+from fedportal.connectors.checking import take_steps, watcher
 from fedportal.connectors.errors import SiteUnreachable
 from fedportal.experiments.models import Experiment
 from fedportal.orchestrator import health
@@ -89,3 +92,47 @@ def test_a_site_that_is_well_again_wakes_the_experiments_that_wait_for_it(federa
     health.check(Site.objects.get(slug="c"), federation.tools)
     assert engine.advance(experiment.pk), "it was woken, long before it was due"
     assert run_to_end(engine, federation, experiment).state == "completed"
+
+
+def test_a_check_tells_how_far_it_is_step_by_step(federation: Federation):
+    site, seen = due_site(), []
+    health._claim(site)
+
+    def look(sentence: str) -> str:
+        steps = Site.objects.get(pk=site.pk).steps_under_way
+        seen.append([(step["name"], step["ok"], step["is_next"]) for step in steps])
+        return sentence
+
+    acts = [("Name", lambda: look("found")), ("Login", lambda: look("passed")), ("Data", lambda: look("there"))]
+    connector = SimpleNamespace(check=lambda: CheckReport(steps=take_steps(*acts)))
+    federation.tools.connector = lambda _: connector
+    health.check(site, federation.tools)
+    assert seen == [
+        [("Name", None, True), ("Login", None, False), ("Data", None, False)],
+        [("Name", True, False), ("Login", None, True), ("Data", None, False)],
+        [("Name", True, False), ("Login", True, False), ("Data", None, True)],
+    ]
+    site = Site.objects.get(pk=site.pk)
+    assert (site.steps_under_way, site.check_progress, site.checking_since) == ([], [], None)
+    assert watcher.get() is None
+
+
+def test_nothing_after_a_failed_step_is_told_to_be_under_way(federation: Federation):
+    told = []
+    token = watcher.set(lambda steps: told.append([step.name for step in steps if step.ok is None]))
+
+    def fail() -> str:
+        raise SiteUnreachable("No route.")
+
+    steps = take_steps(("Name", fail), ("Login", lambda: "passed"))
+    watcher.reset(token)
+    assert told == [["Name", "Login"]]
+    assert [step.ok for step in steps] == [False, None]
+
+
+def test_a_check_is_known_to_be_under_way_from_its_claim_to_its_end(federation: Federation):
+    site = due_site()
+    assert health._claim(site)
+    assert Site.objects.get(slug="a").is_being_checked
+    health.check(site, federation.tools)
+    assert not Site.objects.get(slug="a").is_being_checked

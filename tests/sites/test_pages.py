@@ -379,3 +379,19 @@ def test_a_site_where_nobody_signs_in_refuses_to(client, site):
     client.force_login(otto())
     assert client.post("/api/sites/mainz/sign-in/").status_code == 409
     assert "Sign-in at the site" not in client.get("/sites/mainz/").content.decode()
+
+
+def test_the_steps_of_a_check_under_way_are_shown_as_they_come(client, site):
+    now = timezone.now()
+    Site.objects.update(check_due_at=now + timedelta(minutes=10), checking_since=now)
+    steps = [
+        CheckStep("name", True, "resolved", seconds=0.1),
+        CheckStep("login", None, ""),
+        CheckStep("data", None, ""),
+    ]
+    services.tell_progress(site, steps)
+    client.force_login(ada())
+    shown = client.get("/sites/mainz/").content.decode()
+    for words in ("resolved", "Under way", "To come"):
+        assert words in shown
+    assert "1 dataset found" not in shown, "the last check's steps would be mistaken for the new ones"

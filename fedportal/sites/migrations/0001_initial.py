@@ -33,6 +33,7 @@ class Migration(migrations.Migration):
                 ('last_contact_at', models.DateTimeField(blank=True, editable=False, null=True)),
                 ('check_due_at', models.DateTimeField(blank=True, default=django.utils.timezone.now, editable=False, help_text='When the orchestrator checks it next.', null=True)),
                 ('checking_since', models.DateTimeField(blank=True, editable=False, help_text='When the check began that is being made.', null=True)),
+                ('check_progress', models.JSONField(blank=True, default=list, editable=False, help_text='The steps of the check that is being made, as far as it is.')),
                 ('stewards', models.ManyToManyField(blank=True, help_text="Who answers for the site's data.", related_name='sites', to=settings.AUTH_USER_MODEL)),
             ],
             options={
