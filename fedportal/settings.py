@@ -234,6 +234,8 @@ if not FEDPORTAL_KEYS and (path := env("FEDPORTAL_KEYS_FILE", default="")):
 FEDPORTAL_PUBLIC_URL = env("FEDPORTAL_PUBLIC_URL", default="http://127.0.0.1:8000").rstrip("/")
 """Address under which sites reach the portal (metric records)."""
 FEDPORTAL_ATTEMPT_SECRET = hashlib.sha256(b"attempts:" + SECRET_KEY.encode()).digest()
+FEDPORTAL_FILE_RELAY = env.bool("FEDPORTAL_FILE_RELAY", default=False)
+"""Whether this process passes files on between polling sites and the store. Only one with a streaming server should."""
 FEDPORTAL_SPOOL = Path(env("FEDPORTAL_SPOOL", default=str(STATE_DIR / "spool")))
 """Where the orchestrator keeps updates while it aggregates them; may be emptied at any time."""
 FEDPORTAL_TRAINER_SOCKET = env("FEDPORTAL_TRAINER_SOCKET", default=str(STATE_DIR / "trainer.sock"))

@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
 from django.utils import timezone
@@ -26,6 +27,12 @@ from fedportal.ui.errors import DomainError
 MAX_POLL = 16 * 1024 * 1024
 """Bytes of a poll: 80,000 encrypted identifiers, several times what fits into a run's conf."""
 MAX_REPORT = 64 * 1024
+
+
+class NoFilesHere(DomainError):
+    """This process of the portal relays no files (docs/kaapana-pull.md)."""
+
+    status = HTTPStatus.NOT_FOUND
 
 
 Remote = Callable[[HttpRequest, RemoteInstance], HttpResponse]
@@ -98,10 +105,12 @@ def _put_workflow(request: HttpRequest, instance: RemoteInstance) -> HttpRespons
 
 
 def _get_file(request: HttpRequest, instance: RemoteInstance) -> HttpResponse:
+    _require_relay()
     return files.download(instance, request.headers.get("presigned-url", ""), request.headers.get("Range", ""))
 
 
 def _post_file(request: HttpRequest, instance: RemoteInstance) -> HttpResponse:
+    _require_relay()
     etag = files.upload(
         instance,
         request.headers.get("presigned-url", ""),
@@ -112,6 +121,11 @@ def _post_file(request: HttpRequest, instance: RemoteInstance) -> HttpResponse:
     response = JsonResponse({"ok": True, "etag": etag})
     response.headers["ETag"] = f'"{etag}"'
     return response
+
+
+def _require_relay() -> None:
+    if not settings.FEDPORTAL_FILE_RELAY:
+        raise NoFilesHere
 
 
 sync = remote(put=_sync)

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.stage import HOST, ROOT, Stage
+from tests.stage import HOST, ROOT, Stage, free_port
 
 INTERVAL = 0.5
 """Seconds between two polls; Kaapana makes one every five."""
@@ -71,6 +73,15 @@ class PollingStage(Stage):
         command = ["-m", "tests.relay.pulling_site", "--portal", self.address, "--settings", str(file)]
         self.spawn(f"site-{slug}", command)
 
+    def start_file_relay(self) -> str:
+        """Start the process that relays files; return its address."""
+        port = free_port()
+        command = ["-m", "uvicorn", "fedportal.asgi:application", "--host", HOST, "--port", str(port)]
+        self.spawn("relay", [*command, "--lifespan", "off", "--no-access-log"], FEDPORTAL_FILE_RELAY="1")
+        address = f"http://{HOST}:{port}"
+        self.wait_for(lambda: _answers(f"{address}/ui/healthz/"))
+        return address
+
     def wait_until_checked(self, *, timeout: float = 90) -> None:
         """Wait until the orchestrator's checks say that every site is ready. Raises ``TimeoutError``."""
         from fedportal.sites.models import Site
@@ -88,3 +99,13 @@ class PollingStage(Stage):
 
     def wait_for(self, ready: Any, *, timeout: float = 60) -> None:
         self._wait(ready, timeout)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False

@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
@@ -28,6 +29,7 @@ from cryptography.fernet import Fernet
 
 from fedportal.connectors.base import RunState
 from fedportal.connectors.local import LocalConnector
+from fedportal.connectors.trainer_process import COMMAND
 from trainer.check import hand_in, report
 from trainer.contract import CONTRACT_VERSION, LaunchTicket, attempt_key
 from trainer.task import SiteFile
@@ -50,9 +52,9 @@ class Runner(Protocol):
 class TrainerRunner:
     """Runs the trainer as a process (``python -m trainer run``), or has the site's warm trainer do it."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], *, command: Sequence[str] = COMMAND) -> None:
         folders = {name: settings[name] for name in ("data_root", "work_dir")}
-        self._site = LocalConnector(**folders, threads=1, socket=settings.get("socket", ""))
+        self._site = LocalConnector(**folders, threads=1, socket=settings.get("socket", ""), command=command)
         self._file = SiteFile(Path(folders["data_root"]), Path(folders["work_dir"]), settings["site_key"], threads=1)
         self._checks: dict[str, str] = {}
 
@@ -136,8 +138,8 @@ class PullingSite:
         self.polls = 0
         self._session = requests.Session()
         self._session.headers.update({"FederatedAuthorization": definition["token"], "User-Agent": "kaapana"})
-        self._seal = Fernet(Fernet.generate_key())
-        self._runner = runner or (AirflowRunner(settings) if "airflow" in settings else TrainerRunner(settings))
+        self._seal = Fernet(_own_key(Path(settings["work_dir"])))
+        self.runner = runner or (AirflowRunner(settings) if "airflow" in settings else TrainerRunner(settings))
         self._datasets = [
             {"name": path.parent.name, "username": "kaapana", "identifiers": [self._seal.encrypt(b"1.2.3").decode()]}
             for path in sorted(Path(settings["data_root"]).glob("*/dataset.json"))
@@ -204,7 +206,7 @@ class PullingSite:
         for incoming in document["remote_to_client_jobs"]:
             known = self.jobs.get(incoming["id"])
             if known is not None and incoming["status"] == "aborted" and not known.is_over:
-                self._runner.abort(known.run, known.dag_id)
+                self.runner.abort(known.run, known.dag_id)
                 known.status = "aborted"
             else:
                 self._take(incoming)
@@ -244,12 +246,20 @@ class PullingSite:
             elif job.status == "pending" and confirmed:
                 job.status = "scheduled"
                 self._tell(job)
-                self._runner.start(job.run, job.dag_id, job.conf)
+                self.runner.start(job.run, job.dag_id, job.conf)
             elif job.status in ("scheduled", "running"):
                 # Kaapana renames Airflow's success, and calls deleted what Airflow does not know
-                state = self._runner.state(job.run, job.dag_id)
+                state = self.runner.state(job.run, job.dag_id)
                 job.status = {"success": "finished", "": "deleted", "queued": "scheduled"}.get(state, state)
                 self._tell(job)
+
+
+def _own_key(folder: Path) -> bytes:
+    """Return the key that the site seals identifiers with. It never leaves the site, and outlives its processes."""
+    file = folder / "encryption_key"
+    if not file.exists():
+        file.write_bytes(Fernet.generate_key())
+    return file.read_bytes()
 
 
 def main() -> None:

@@ -28,6 +28,11 @@ ADDRESS = f"{ROOT}/minio-presigned-url"
 BOUNDARY = "3f1c0b2a9d"
 
 
+@pytest.fixture(autouse=True)
+def relaying(settings):
+    settings.FEDPORTAL_FILE_RELAY = True
+
+
 @pytest.fixture
 def store(weed: Weed, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """The portal's store, whose presigned addresses are for a host that only others could reach."""
@@ -306,3 +311,10 @@ def test_a_store_that_is_away_is_said_to_be_away(experiment, monkeypatch):
     path = target(gone.presign_get(own(experiment), HOUR))
     assert get(path).status_code == 503
     assert post(path, form(b"x")).status_code == 503
+
+
+def test_a_process_that_relays_no_files_says_so(store, experiment, settings):
+    settings.FEDPORTAL_FILE_RELAY = False
+    path = target(store.presign_get(own(experiment), HOUR))
+    assert get(path).status_code == 404
+    assert post(path, form(b"x")).status_code == 404
