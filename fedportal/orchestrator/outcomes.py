@@ -131,6 +131,8 @@ class Changes:
     round_through: tuple[RoundState, ...] = ()
     round_because: str = ""
     round_fields: dict[str, Any] = field(default_factory=dict)
+    rounds_planned: int | None = None
+    """Given when the experiment stops early: the number of its rounds from now on."""
     slowest_site: float | None = None
     """Given when the round ends: seconds that the slowest admitted site spent on its own work."""
     new_round: tuple[int, str] | None = None

@@ -31,6 +31,7 @@ from fedportal.orchestrator.snapshot import (
     RoundView,
     SiteRunView,
     Snapshot,
+    StartView,
     site_view,
 )
 from fedportal.sites.models import SiteCheck
@@ -58,6 +59,7 @@ def take(experiment: Experiment, now: datetime, *, before: Snapshot | None = Non
         participants = {p.id: p for p in before.participants}
     attempts = _attempts(experiment, newest, participants)
     site_runs = _site_runs(newest, participants, attempts)
+    incoming = _model(experiment, newest, before)
     waited_for = {run.attempt.id for run in site_runs if run.current is not None and not run.is_over}
     if experiment.status is ExperimentState.CANCELLING:
         waited_for = set()
@@ -84,12 +86,16 @@ def take(experiment: Experiment, now: datetime, *, before: Snapshot | None = Non
         newest=_round(experiment, newest, now),
         site_runs=site_runs,
         strays=strays,
-        incoming=_model(experiment, newest, before),
+        incoming=incoming,
         sites_read_at=now if before is None else before.sites_read_at,
         measurements=_measurements(newest) if state in (RoundState.COLLECTING, RoundState.AGGREGATING) else (),
         stopping_since=_stopping_since(experiment),
         reason=experiment.reason,
         question=experiment.question,
+        best_by=experiment.best_by,
+        patience=experiment.patience,
+        start=_start(experiment) if incoming is None or state is RoundState.DONE else None,
+        **({"models": _models(experiment)} if experiment.patience and state is RoundState.AGGREGATING else {}),
         **(_harvest(experiment) if state is RoundState.DONE else {}),
     )
 
@@ -246,6 +252,18 @@ def _model(experiment: Experiment, newest: Round | None, before: Snapshot | None
     return None if row is None else model_view(row)
 
 
+def _models(experiment: Experiment) -> tuple[ModelView, ...]:
+    return tuple(model_view(row) for row in experiment.models.order_by("round_number"))
+
+
+def _start(experiment: Experiment) -> StartView | None:
+    model = experiment.initial_model
+    if model is None:
+        return None
+    title = f"the model of round {model.round_number} of “{model.experiment.title}” ({model.experiment.key})"
+    return StartView(model.key, model.sha256, model.size, title)
+
+
 def _measurements(newest: Round | None) -> tuple[Measurement, ...]:
     rows = (
         Metric.objects.filter(site_run__round=newest, phase=Phase.INCOMING.value)
@@ -268,7 +286,7 @@ def _harvest(experiment: Experiment) -> dict[str, Any]:
     )
     artefacts = Artefact.objects.filter(model__experiment=experiment).values_list("model_id", "kind")
     return {
-        "models": tuple(model_view(row) for row in experiment.models.order_by("round_number")),
+        "models": _models(experiment),
         "contributions": tuple(ContributionView(*values) for values in admitted),
         "artefacts": tuple(ArtefactView(*values) for values in artefacts),
     }

@@ -34,6 +34,8 @@ def settle(
             changes.say("waiting", outcome.reason, level="warn")
     elif s.state is ExperimentState.RUNNING:
         fields["reason"] = ""
+    if changes.rounds_planned is not None:
+        fields["rounds_planned"] = changes.rounds_planned
     with transaction.atomic():
         lifecycle.fence(experiment, **fields)
         _site_runs(s, changes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fedportal.experiments.models.scores import MEAN, dice_of
 from fedportal.experiments.states import AT_SITE, SITE_RUN_OVER, ExperimentState, RoundState, SiteRunState
 from trainer.contract import TrainingPlan, attempt_prefix, run_name
 
@@ -146,6 +147,19 @@ class ModelView:
     server_state_sha256: str = ""
     server_state_size: int = 0
 
+    def dice_of(self, region: str) -> float | None:
+        return dice_of(region, self.dice, self.scores)
+
+
+@dataclass(frozen=True)
+class StartView:
+    """The global model of another experiment that the first round starts from; ``title``: how people know it."""
+
+    key: str
+    sha256: str
+    size: int
+    title: str
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -206,9 +220,14 @@ class Snapshot:
     sites_read_at: datetime = LONG_AGO
     reason: str = ""
     question: str = ""
+    best_by: str = MEAN
+    patience: int = 0
+    start: StartView | None = None
+    """Given while the first round has no model yet, and once the last round is over; ``None``: fresh weights."""
     models: tuple[ModelView, ...] = ()
-    """All of them, once the last round is over; so are the next two."""
+    """All of them, once the last round is over, and while a round is aggregated that could be the last."""
     contributions: tuple[ContributionView, ...] = ()
+    """All of them, once the last round is over; so are the artefacts."""
     artefacts: tuple[ArtefactView, ...] = ()
 
     @property

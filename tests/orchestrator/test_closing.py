@@ -209,6 +209,36 @@ def test_after_the_last_round_comes_the_evaluation(federation: Federation):
     assert aggregate(s, federation.tools).changes.new_round == (2, "evaluate")
 
 
+def tired(federation: Federation, **fields):
+    """Round 2 of 9; the initial model had 0.9, that of round 1 has 0.5 by now; patience is 1."""
+    models = (replace(model(), dice=0.9), replace(model(round_number=1), dice=None))
+    s = delivered(federation, {"a": 2.0, "b": 4.0}, measurements=(measured("a", 0.5), measured("b", 0.5)))
+    (federation.tools.spool / KEY / "r00002").mkdir(parents=True)
+    newest = replace(s.newest, number=2)
+    incoming = replace(s.model, round_number=1)
+    given = {"patience": 1, "rounds_planned": 9} | fields
+    return replace(s, newest=newest, incoming=incoming, models=models, **given)
+
+
+def test_without_a_better_model_the_round_is_the_last_and_its_model_is_still_made_and_measured(federation: Federation):
+    changes = aggregate(tired(federation), federation.tools).changes
+    assert changes.model.round_number == 2
+    assert (changes.new_round, changes.rounds_planned) == ((3, "evaluate"), 2)
+    assert "No model for 1 round had a better mean Dice than that of the start with 0.900" in texts(changes)
+
+
+@pytest.mark.parametrize("fields", [{"patience": 2}, {"patience": 0}])
+def test_with_patience_left_training_goes_on(federation: Federation, fields):
+    changes = aggregate(tired(federation, **fields), federation.tools).changes
+    assert (changes.new_round, changes.rounds_planned) == ((3, "train"), None)
+
+
+def test_the_last_planned_round_does_not_stop_early(federation: Federation):
+    changes = aggregate(tired(federation, rounds_planned=2), federation.tools).changes
+    assert (changes.new_round, changes.rounds_planned) == ((3, "evaluate"), None)
+    assert "stops early" not in texts(changes)
+
+
 def test_updates_that_do_not_go_together_fail_the_round(federation: Federation):
     federation.aggregation.trouble = AggregationRefused("They do not fit.")
     outcome = aggregate(delivered(federation, {"a": 2.0, "b": 4.0}), federation.tools)

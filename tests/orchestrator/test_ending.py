@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from datetime import timedelta
 
@@ -45,6 +46,17 @@ def test_every_model_gets_a_recipe_and_final_and_best_a_bundle(federation: Feder
     assert "Final Dice 0.600. The best model is that of round 1 with 0.800." in texts(outcome.changes)
 
 
+def test_the_best_model_is_chosen_by_the_region_that_was_asked_for(federation: Federation):
+    s = done(federation)
+    regions = (0.9, 0.2, 0.7)
+    models = tuple(
+        replace(model, scores={"all": {"dice": {"ET": value}}}) for model, value in zip(s.models, regions, strict=True)
+    )
+    outcome = finish(replace(s, models=models, best_by="ET"), federation.tools)
+    assert "Final Dice of ET 0.700. The best model is that of round 0 with 0.900." in texts(outcome.changes)
+    assert [new.model for new in outcome.changes.artefacts if new.kind == "bundle"] == [3]  # not the initial one
+
+
 def test_a_recipe_says_how_its_model_came_about(federation: Federation):
     finish(done(federation), federation.tools)
     recipe = json.loads(federation.store.objects[f"fedportal/{KEY}/r00002/recipe.json"])
@@ -53,6 +65,16 @@ def test_a_recipe_says_how_its_model_came_about(federation: Federation):
     assert recipe["contributions"] == [{"site": "a", "train_cases": 8, "weight": 0.5, "update_sha256": "1" * 64}]
     assert recipe["weights"]["sha256"] == done(federation).models[2].sha256
     assert recipe["dice"] == 0.6
+
+
+def test_bundles_are_made_when_the_spool_has_been_tidied(federation: Federation, monkeypatch):
+    monkeypatch.setattr("fedportal.orchestrator.steps.ending.STRAYS_PATIENCE", 0.01)
+    s, go_on = done(federation), threading.Event()
+    federation.tools.errands.start(("tidy", f"{KEY}-{s.round.number}"), go_on.wait)
+    assert isinstance(finish(s, federation.tools), Wait)
+    go_on.set()
+    federation.tools.errands.wait([("tidy", f"{KEY}-{s.round.number}")], 5)
+    assert isinstance(finish(s, federation.tools), Advance)
 
 
 def test_a_bundle_that_cannot_be_made_does_not_fail_the_experiment(federation: Federation):

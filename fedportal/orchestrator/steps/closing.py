@@ -24,6 +24,7 @@ from fedportal.orchestrator.outcomes import (
 )
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import Measurement, SiteRunView, Snapshot
+from fedportal.orchestrator.steps.stopping import early_stop
 from fedportal.orchestrator.steps.watching import cancel_strays
 from fedportal.orchestrator.words import sites
 from trainer.contract import OPTIMIZER_NAME, UPDATE_NAME, Stored, global_model_key, server_state_key
@@ -111,8 +112,12 @@ def aggregate(s: Snapshot, tools: Tools) -> Outcome:
         left_out=[run.site.slug for run in s.site_runs if run.state is not SiteRunState.ADMITTED],
     )
     _end_round(s, changes)
-    number += 1
-    changes.new_round = (number, "evaluate" if number > s.rounds_planned else "train")
+    is_last = number >= s.rounds_planned
+    if not is_last and (stop := early_stop(s, changes.score)):
+        is_last = True
+        changes.rounds_planned = number
+        changes.say("stopped_early", stop.text(s), best_round=stop.round_number, dice=stop.dice, waited=stop.waited)
+    changes.new_round = (number + 1, "evaluate" if is_last else "train")
     return Advance(changes)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedportal.connectors.errors import SiteError, StoreError, StoreUnreachable
 from fedportal.connectors.objectstore import sha256_of_file
+from fedportal.experiments.models.scores import MEAN, best_of
 from fedportal.experiments.states import SITE_RUN_OVER, ExperimentState, RoundState, SiteRunState
 from fedportal.orchestrator import sitework
 from fedportal.orchestrator.outcomes import Advance, Changes, NewArtefact, Outcome, SiteRunChange, Wait
@@ -38,6 +39,10 @@ def finish(s: Snapshot, tools: Tools) -> Outcome:
     if not s.round.is_evaluation:
         # A planned round that ends makes the next one in the same transaction; only a changed database gets here.
         return Advance(Changes(new_round=(s.round.number + 1, "evaluate")))
+    tidying = ("tidy", f"{s.key}-{s.round.number}")
+    tools.errands.wait([tidying], STRAYS_PATIENCE)
+    if tools.errands.is_under_way(tidying):
+        return Wait(s.now + CANCEL_PAUSE)  # it empties the folders in which the bundles are made
     tools.errands.wait(tools.errands.keys("logs", s.key), 1.0)
     for stray in cancel_strays(s, tools, changes, patience=STRAYS_PATIENCE):
         text = f"{stray.site.name} has not confirmed the end of {stray.run}; it may still be computing."
@@ -45,7 +50,7 @@ def finish(s: Snapshot, tools: Tools) -> Outcome:
     documents = {model.id: recipe(s, model) for model in s.models}
     made = {(artefact.model, artefact.kind) for artefact in s.artefacts}
     changes.artefacts = _recipes(s, documents, made, tools)
-    for model in _worth_bundling(s.models):
+    for model in _worth_bundling(s.models, s.best_by):
         if (model.id, "bundle") in made:
             continue
         try:
@@ -63,29 +68,27 @@ def finish(s: Snapshot, tools: Tools) -> Outcome:
 
 
 def _summary(s: Snapshot) -> str:
-    measured = [model for model in s.models if model.dice is not None]
     text = f"The experiment is complete after {s.rounds_planned} round{'s' if s.rounds_planned != 1 else ''}."
-    if not measured:
+    best = best_of(s.models, s.best_by)
+    if best is None:
         return text
-    best, last = _best(measured), measured[-1]
-    text += f" Final Dice {last.dice:.3f}."
-    return text if best is last else f"{text} The best model is that of round {best.round_number} with {best.dice:.3f}."
+    of = "" if s.best_by == MEAN else f" of {s.best_by}"
+    last = [model for model in s.models if model.dice_of(s.best_by) is not None][-1]
+    text += f" Final Dice{of} {last.dice_of(s.best_by):.3f}."
+    if best is last:
+        return text
+    return f"{text} The best model is that of round {best.round_number} with {best.dice_of(s.best_by):.3f}."
 
 
-def _best(models: Sequence[ModelView]) -> ModelView:
-    """Return the model with the highest Dice, the earliest of equals."""
-    return max(models, key=lambda model: (model.dice or 0.0, -model.round_number))
-
-
-def _worth_bundling(models: Sequence[ModelView]) -> list[ModelView]:
+def _worth_bundling(models: Sequence[ModelView], best_by: str) -> list[ModelView]:
     """Return the final model and the best one; nobody infers with the random weights of the start."""
     trained = [model for model in models if model.round_number]
     if not trained:
         return []
     chosen = {trained[-1].id: trained[-1]}
-    measured = [model for model in trained if model.dice is not None]
-    if measured:
-        chosen[_best(measured).id] = _best(measured)
+    best = best_of(trained, best_by)
+    if best is not None:
+        chosen[best.id] = best
     return sorted(chosen.values(), key=lambda model: model.round_number)
 
 
@@ -103,6 +106,8 @@ def recipe(s: Snapshot, model: ModelView) -> dict[str, Any]:
         "round": model.round_number,
         "plan": s.plan.to_json(),
         "aggregation": {"strategy": s.strategy, "options": dict(s.strategy_options), "weighting": s.weighting},
+        "initial_model": None if s.start is None else {"title": s.start.title, "sha256": s.start.sha256},
+        "best_by": s.best_by,
         "contributions": [
             {"site": c.site, "train_cases": c.train_cases, "weight": c.weight, "update_sha256": c.update_sha256}
             for c in s.contributions

@@ -25,7 +25,7 @@ from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, Participant, SiteRunView, Snapshot
 from fedportal.orchestrator.steps.starting import PATIENCE, launch_what_is_due, start_publishing
 from fedportal.orchestrator.words import last_words, listed, of, sites
-from trainer.contract import canonical_json, global_model_key
+from trainer.contract import Stored, canonical_json, global_model_key
 
 INIT_TIMEOUT = 180.0
 CHECK_PATIENCE = 20.0
@@ -162,15 +162,22 @@ def publish(s: Snapshot, tools: Tools) -> Outcome:
 def _publish_initial_model(s: Snapshot, tools: Tools, changes: Changes) -> Outcome:
     folder = sitework.spool_of(s, 0, tools)
     folder.mkdir(parents=True, exist_ok=True)
-    plan, path = folder / "plan.json", sitework.global_in_spool(s, 0, tools)
-    plan.write_bytes(canonical_json(s.plan.to_json()))
-    exit_code, output = tools.trainer(["init", "--plan", str(plan), "--out", str(path)], INIT_TIMEOUT)
-    if exit_code != 0:
-        return Fail(f"The initial model could not be made: {last_words(output)}", changes)
+    path = sitework.global_in_spool(s, 0, tools)
+    if s.start is not None:
+        # a copy of its own: the experiment does not depend on what becomes of the other one
+        sitework.fetch(s.start.key, path, Stored(s.start.sha256, s.start.size), tools)
+        said = f"The experiment starts from {s.start.title}"
+    else:
+        plan = folder / "plan.json"
+        plan.write_bytes(canonical_json(s.plan.to_json()))
+        exit_code, output = tools.trainer(["init", "--plan", str(plan), "--out", str(path)], INIT_TIMEOUT)
+        if exit_code != 0:
+            return Fail(f"The initial model could not be made: {last_words(output)}", changes)
+        said = "The initial model was made"
     key = global_model_key(s.key, 0)
     sha256 = tools.store.put_file(key, path)
     changes.model = NewModel(0, key, sha256, path.stat().st_size)
-    changes.say("initial_model", f"The initial model was made ({path.stat().st_size / 1e6:.1f} MB).", sha256=sha256)
+    changes.say("initial_model", f"{said} ({path.stat().st_size / 1e6:.1f} MB).", sha256=sha256)
     return Advance(changes)
 
 
