@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from fedportal.connectors.errors import SiteMisbehaved, SiteRefused, SiteUnreachable
+from fedportal.connectors.fields import SiteContext, Unfit
 from fedportal.connectors.http import Http
+from fedportal.connectors.kaapana import KaapanaConnector
 from fedportal.connectors.oidc import Credentials, Grant, Provider, Token, read_claims
+from fedportal.connectors.registry import build
 from tests.kaapana.conftest import connector, credentials
 from tests.kaapana_double.door import REALM, Door
 
@@ -240,3 +243,41 @@ def test_a_hospitals_own_authority_is_believed_only_where_it_is_given(tmp_path: 
             stranger.http.get("x")
     finally:
         door.close()
+
+
+# --- as it is registered ------------------------------------------------------------------------------
+
+CONFIG = {"base_url": "", "generation": "0.7", "project": "admin", "grant": "device", "client_id": "fedportal"}
+
+
+def test_a_registered_site_keeps_the_token_that_a_person_has_confirmed(door: Door) -> None:
+    stored: dict[str, str] = {"client_secret": "client-secret"}
+    config = {**CONFIG, "base_url": door.url}
+    assert KaapanaConnector.needs_sign_in(config)
+    assert not KaapanaConnector.needs_sign_in({**config, "grant": "client"})
+    context = SiteContext("mainz", keep=stored.__setitem__)
+    site = build("kaapana", config, stored, site=context)
+    assert isinstance(site, KaapanaConnector)
+    site.poll_device_login(site.start_device_login())
+    assert stored["refresh_token"] in door.keycloak.refresh_tokens
+    again = build("kaapana", config, stored, site=context)
+    assert isinstance(again, KaapanaConnector)
+    assert again.api.project().name == "admin"
+
+
+@pytest.mark.parametrize(
+    ("config", "secrets", "field"),
+    [
+        ({"grant": "client"}, {}, "client_secret"),
+        ({"grant": "password", "generation": "0.6"}, {"password": "x"}, "username"),
+        ({"grant": "password", "username": "u"}, {"password": "x"}, "grant"),
+        ({"base_url": "https://kaapana.example/flow"}, {}, "base_url"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_before_they_are_stored(config: dict, secrets: dict, field: str) -> None:
+    good = {**CONFIG, "base_url": "https://kaapana.example"}
+    assert KaapanaConnector.clean_config(good, {}) == good
+    with pytest.raises(Unfit) as unfit:
+        KaapanaConnector.clean_config({**good, **config}, secrets)
+    assert unfit.value.field == field
+    assert unfit.value.message
