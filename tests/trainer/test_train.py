@@ -84,6 +84,15 @@ def test_the_hausdorff_distance_is_measured_at_its_interval_and_in_the_last_roun
         report.metrics.clear()
 
 
+@pytest.mark.parametrize(("every", "is_measured"), [(4, True), (0, False)])
+def test_the_hausdorff_distance_of_the_final_model_is_measured_wherever_an_early_stop_puts_its_round(
+    plan, work, report, every, is_measured
+):
+    plan = changed(plan, rounds=9, validation={"hd95_every": every})
+    work(plan, kind=Kind.EVALUATE, round=3)
+    assert bool(report.values("incoming", "hd95", "WT")) is is_measured
+
+
 def test_evaluating_measures_the_incoming_model_and_writes_no_update(plan, work, report):
     outcome, run_dir = work(plan, kind=Kind.EVALUATE)
     assert (outcome.train_cases, outcome.validation_cases, outcome.steps, outcome.update) == (0, 1, 0, None)

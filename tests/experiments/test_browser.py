@@ -1,0 +1,97 @@
+"""The composer's strategies in a real browser: only the chosen one's options are in sight, and nothing for axe to find."""
+
+import pytest
+from django.conf import settings
+from django.test import Client
+
+from fedportal.experiments.models import GlobalModel
+from fedportal.experiments.recipe import STRATEGY_SETTINGS
+from tests.factories import ada, make_experiment
+from tests.fixtures_browser import violations
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+WIDTHS = {"desk": 1280, "phone": 390}
+
+
+@pytest.fixture
+def draft(live_server, transactional_db):
+    experiment = make_experiment(ada())
+    source = make_experiment(experiment.owner, sites=0, title="Before")
+    GlobalModel.objects.create(experiment=source, round_number=1, key="k", sha256="0" * 64, size=1, dice=0.7)
+    return experiment
+
+
+@pytest.fixture
+def session(draft) -> str:
+    client = Client()
+    client.force_login(draft.owner)
+    return client.cookies[settings.SESSION_COOKIE_NAME].value
+
+
+def in_sight(page) -> set[str]:
+    return {s.field for s in STRATEGY_SETTINGS if page.locator(f"[name={s.field}]").is_visible()}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_nothing_and_nothing_scrolls_sideways(open_page, draft, theme, width):
+    page = open_page(f"/experiments/{draft.key}/edit/rounds/", theme=theme, width=WIDTHS[width])
+    page.get_by_label("Strategy").select_option("fedadam")
+    page.get_by_text("What the strategies do").click()
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]
+    page.goto(f"/experiments/{draft.key}/edit/recipe/")
+    for summary in page.get_by_text("Advanced").all():
+        summary.click()
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]
+    assert page.complaints == []
+
+
+def test_only_the_options_of_the_chosen_strategy_are_in_sight(open_page, draft):
+    page = open_page(f"/experiments/{draft.key}/edit/rounds/")
+    assert in_sight(page) == set()
+    assert page.get_by_label("Weight of a site").is_visible()
+    page.get_by_label("Strategy").select_option("trimmed_mean")
+    assert in_sight(page) == {"trimmed_mean_trim"}
+    assert not page.get_by_label("Weight of a site").is_visible()
+    page.get_by_label("Strategy").select_option("fedavgm")
+    assert in_sight(page) == {"fedavgm_learning_rate", "fedavgm_momentum"}
+    page.get_by_label("FedAvgM: server momentum").fill("0.7")
+    page.get_by_label("Stop early after").fill("3")
+    page.get_by_role("button", name="Continue").click()
+    page.wait_for_url("**/review/")
+    assert page.get_by_text("combine the updates by FedAvgM (server learning rate 1, server momentum 0.7)").is_visible()
+    draft.refresh_from_db()
+    assert (draft.strategy, draft.patience) == ("fedavgm", 3)
+
+
+def test_without_scripts_every_strategy_can_be_chosen(open_page, draft):
+    page = open_page(f"/experiments/{draft.key}/edit/rounds/", java_script_enabled=False)
+    assert in_sight(page) == {setting.field for setting in STRATEGY_SETTINGS}
+    page.get_by_label("Strategy").select_option("fedprox")
+    page.get_by_label("FedProx: proximal term μ").fill("0.1")
+    page.get_by_role("button", name="Save draft").click()
+    draft.refresh_from_db()
+    assert (draft.strategy, draft.plan["proximal_mu"]) == ("fedprox", 0.1)
+
+
+def test_a_refusal_stands_at_the_strategy_with_its_reason(open_page, draft):
+    page = open_page(f"/experiments/{draft.key}/edit/rounds/")
+    page.get_by_label("Strategy").select_option("median")
+    page.get_by_role("button", name="Continue").click()
+    assert page.get_by_text("needs at least 3 sites in every round, not 2").first.is_visible()
+    page.get_by_label("Quorum").fill("3")
+    page.get_by_role("button", name="Continue").click()
+    page.wait_for_url("**/review/")
+
+
+def test_an_experiment_can_start_from_anothers_model(open_page, draft):
+    page = open_page(f"/experiments/{draft.key}/edit/recipe/")
+    page.get_by_text("Advanced").first.click()
+    page.get_by_label("Start from").select_option(
+        label=f"Before ({GlobalModel.objects.get().experiment.key}), round 1, Dice 0.700"
+    )
+    page.get_by_role("button", name="Continue").click()
+    page.goto(f"/experiments/{draft.key}/edit/review/")
+    assert page.get_by_text("model of round 1 of “Before”").first.is_visible()
