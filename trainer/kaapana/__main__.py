@@ -26,7 +26,7 @@ from typing import Any
 
 from trainer.__main__ import main as trainer
 from trainer.check import hand_in, report
-from trainer.contract import Exit
+from trainer.contract import Exit, attempt_key
 from trainer.exchange import Inputs, Work, train_or_evaluate
 from trainer.job import Fault, Outcome
 from trainer.kaapana.batch import Folders, build, is_prepared, labels_of, read_batch
@@ -105,6 +105,7 @@ class Pod:
         os.environ["FEDPORTAL_JOB"] = json.dumps(
             {
                 "run": job["run"],
+                "key": attempt_key(_site_key(), str(job["run"])),
                 # Where the site has polled for it, Kaapana has escaped the address as if it were HTML.
                 "spec_url": html.unescape(str(job["spec_url"])),
                 "data_root": str(self.data_root),
@@ -134,16 +135,12 @@ class Pod:
         _say(f"{self.dataset} lies ready: {train} cases to train on, {validation} to validate with.")
 
     def check(self) -> None:
-        try:
-            key = os.environ["FEDPORTAL_SITE_KEY"]
-            bytes.fromhex(key)
-        except (KeyError, ValueError) as error:
-            raise Fault(Exit.BAD_JOB, "The Secret of the project holds no site key, or one that is not hex.") from error
+        key = _site_key()
         self.data_root.mkdir(parents=True, exist_ok=True)
         conf = dict(self._form("fedportal"))
-        document = report(SiteFile(self.data_root, self.home / "work", key), conf)
+        document = report(SiteFile(self.data_root, self.home / "work", key.hex()), conf)
         _say("check", report=document)
-        hand_in(document, conf, bytes.fromhex(key))
+        hand_in(document, conf, key)
 
     def _convert(self, inputs: Inputs) -> float:
         """Make the dataset that the job names of the batch, if the pods before have fetched one; return the seconds."""
@@ -168,6 +165,17 @@ class Pod:
     def _form(self, name: str) -> Mapping[str, Any]:
         form = self.conf.get(name) if isinstance(self.conf, dict) else None
         return form if isinstance(form, dict) else {}
+
+
+def _site_key() -> bytes:
+    """Return the site's key. It leaves the environment, which every child inherits."""
+    try:
+        key = bytes.fromhex(os.environ.pop("FEDPORTAL_SITE_KEY", ""))
+    except ValueError:
+        key = b""
+    if not key:
+        raise Fault(Exit.BAD_JOB, "The project's Secret “fedportal” holds no site key of hexadecimal digits.")
+    return key
 
 
 def _say(message: str, *, level: str = "info", **facts: Any) -> None:
