@@ -43,6 +43,7 @@ class TestPollingSite(ConnectorContract):
         for name in ("data", "work"):
             (tmp_path / name).mkdir()
         hospital = PullingSite(live_server.url, settings, TrainerRunner(settings, command=SCRIPTED))
+        hospital.look()
         closing = threading.Event()
 
         def keep_polling() -> None:
