@@ -38,6 +38,7 @@ FORGET_OPEN = 120.0
 QUEUED_LONG = 10.0
 """Seconds after which we ask why a run does not start."""
 KILLED = "The run failed at the site before the trainer could say why. Airflow's log of its task has more."
+ENDED_THERE = "The run was ended at the site: its Airflow was stopped, or somebody marked the run as failed."
 INSTALL = "Run `python -m trainer.install` at the site; docs/airflow.md says how."
 
 
@@ -274,8 +275,8 @@ class AirflowConnector(Configured):
                 code, message = int(entry["exit_code"]), str(entry["message"])
             except (ValueError, KeyError, TypeError):
                 continue
-            if code == Exit.CANCELLED:
-                return _cancelled()
+            if code == Exit.CANCELLED:  # and not by us: the note would say so
+                message = ENDED_THERE
             return RunStatus(RunState.FAILED, exit_code=code if code in set(Exit) else None, message=message)
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return RunStatus(RunState.FAILED, message=f"{KILLED} It ends with: {last[:300]}" if last else KILLED)

@@ -43,6 +43,7 @@ class TrainerOperator(BaseOperator):
     """
 
     ui_color = "#e8f1f2"
+    command = (SETTINGS["python"], "-m", "trainer.task")
 
     def __init__(self, *, duty: str, **options) -> None:
         super().__init__(**options)
@@ -61,9 +62,7 @@ class TrainerOperator(BaseOperator):
             "FEDPORTAL_CONF": json.dumps(context["dag_run"].conf or {}),
         }
         self._hook = SubprocessHook()
-        result = self._hook.run_command(
-            [SETTINGS["python"], "-m", "trainer.task", self.duty], env=environment, cwd=SETTINGS["lib"]
-        )
+        result = self._hook.run_command([*self.command, self.duty], env=environment, cwd=SETTINGS["lib"])
         if result.exit_code == NO_VERDICT:
             raise AirflowException(result.output)
         if result.exit_code != 0:

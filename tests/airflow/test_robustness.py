@@ -1,0 +1,94 @@
+"""Airflow killed, stopped, locked: the run goes on or fails with the right sentence, and nothing runs twice."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing
+
+import pytest
+
+from fedportal.connectors.airflow import AirflowConnector
+from fedportal.connectors.base import RunState
+from fedportal.connectors.errors import SiteUnreachable
+from tests.airflow.hospital import Hospital
+from tests.trainer_process.bench import Bench, wait_for
+from trainer.contract import LaunchTicket
+
+pytestmark = [pytest.mark.store, pytest.mark.slow]
+
+
+def at_work(hospital: Hospital, site: AirflowConnector, ticket: LaunchTicket) -> None:
+    site.launch(ticket)
+    wait_for(lambda: hospital.is_alive(ticket.run), seconds=30)
+
+
+def begins(hospital: Hospital, run: str) -> int:
+    log = (hospital.work_dir / "runs" / run / "log.txt").read_text()
+    return log.count('"run begins"')
+
+
+def state_of(site: AirflowConnector, run: str) -> RunState | None:
+    try:
+        return site.poll(run).state
+    except SiteUnreachable:
+        return None
+
+
+def test_a_run_outlives_an_airflow_that_is_killed_and_runs_once(hospital: Hospital, bench: Bench) -> None:
+    site, ticket = hospital.connector(), bench.ticket("seconds", attempt=3)
+    at_work(hospital, site, ticket)
+    hospital.server.kill()
+    with pytest.raises(SiteUnreachable):
+        site.poll(ticket.run)
+    assert hospital.is_alive(ticket.run)
+    hospital.server.start()
+    wait_for(lambda: bench.has(ticket, "manifest.json"), seconds=30)
+    # Airflow misses the heartbeats of its task, and starts it again: the task finds that all is done
+    wait_for(lambda: state_of(site, ticket.run) is RunState.SUCCEEDED, seconds=150)
+    assert bench.manifest(ticket).exit_code == 0
+    assert begins(hospital, ticket.run) == 1
+
+
+def test_a_database_that_is_locked_is_a_passing_fault(hospital: Hospital, bench: Bench) -> None:
+    site, ticket = hospital.connector(), bench.ticket("quick", attempt=4)
+    site.poll(ticket.run)
+    with closing(sqlite3.connect(hospital.server.folder / "airflow.db", timeout=30, isolation_level=None)) as lock:
+        lock.execute("begin exclusive")
+        end = time.monotonic() + 6
+        try:
+            while time.monotonic() < end:
+                try:
+                    site.launch(ticket)
+                    break
+                except SiteUnreachable:
+                    continue
+        finally:
+            lock.execute("rollback")
+    wait_for(lambda: _launched(site, ticket), seconds=30)
+    wait_for(lambda: state_of(site, ticket.run) is RunState.SUCCEEDED, seconds=60)
+    assert begins(hospital, ticket.run) == 1
+
+
+def _launched(site: AirflowConnector, ticket: LaunchTicket) -> bool:
+    try:
+        site.launch(ticket)
+    except SiteUnreachable:
+        return False
+    return True
+
+
+def test_an_airflow_that_is_shut_down_ends_its_runs_or_lets_them_finish(hospital: Hospital, bench: Bench) -> None:
+    site, ticket = hospital.connector(), bench.ticket("seconds", attempt=5)
+    at_work(hospital, site, ticket)
+    hospital.server.stop()
+    hospital.server.start()
+    wait_for(lambda: state_of(site, ticket.run) in (RunState.SUCCEEDED, RunState.FAILED), seconds=150)
+    status = site.poll(ticket.run)
+    if status.state is RunState.SUCCEEDED:
+        assert bench.manifest(ticket).exit_code == 0
+    else:
+        assert "ended at the site" in status.message
+        assert not bench.has(ticket, "manifest.json")
+    assert begins(hospital, ticket.run) <= 2
+    assert not hospital.is_alive(ticket.run)
