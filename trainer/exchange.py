@@ -36,6 +36,7 @@ from trainer.contract import (
 )
 from trainer.failures import is_disk_full, is_out_of_memory
 from trainer.job import Fault, Outcome, Report, Site
+from trainer.relay import Relay
 from trainer.reporting import Log, Reporter
 from trainer.transfer import Courier
 
@@ -148,7 +149,11 @@ def exchange(
 
     ``settle`` is told code and message once the manifest is in the store and before the portal is woken.
     """
-    courier = Courier(patience=patience, say=lambda message: log.say(message, level="warning"))
+    courier = Courier(
+        patience=patience,
+        say=lambda message: log.say(message, level="warning"),
+        relay=Relay.from_environment(job.run, job.key),
+    )
     try:
         spec = _read_spec(job, courier)
     except Exception as error:

@@ -28,7 +28,8 @@ from typing import Any
 from trainer.contract import CONTRACT_VERSION
 
 SOURCE = Path(__file__).resolve().parent
-PASSED_ON = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
+PASSED_ON = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH",
+             "FEDPORTAL_RELAY")  # fmt: skip
 """Settings of the machine that the trainer needs and a task does not inherit."""
 
 

@@ -21,6 +21,7 @@ from requests.adapters import HTTPAdapter
 
 from trainer.contract import MAX_JSON_BYTES, Exit, Fetch, Put, Stored
 from trainer.job import Fault
+from trainer.relay import Form, Relay
 
 CHUNK = 1024 * 1024
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -68,7 +69,7 @@ class Courier:
 
     ``patience``: seconds without any progress after which a passing failure becomes a
     :class:`~trainer.job.Fault` TRANSFER_FAILED. Hours of training are worth waiting for a store that restarts.
-    ``say``: told about each failure that is tried again.
+    ``say``: told about each failure that is tried again. ``relay``: the way through the portal, where there is no other.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class Courier:
         patience: float = 900.0,
         read_timeout: float = 60.0,
         say: Callable[[str], None] = lambda _: None,
+        relay: Relay | None = None,
     ) -> None:
+        self._relay = relay
         self.patience = patience
         self._say = say
         self._session = new_session()
@@ -163,8 +166,14 @@ class Courier:
             return response.headers.get("ETag", "").strip('"')
 
     def _ask(self, method: str, url: str, what: str, **options: Any) -> requests.Response:
-        host = urlsplit(url).netloc
         headers = {"Accept-Encoding": "identity", **options.pop("headers", {})}
+        if self._relay is not None:
+            headers |= self._relay.headers(url)
+            url = self._relay.url
+            if method == "PUT":
+                method, form = "POST", Form(options["data"])
+                headers["Content-Type"], options["data"] = form.content_type, form
+        host = urlsplit(url).netloc
         try:
             response = self._session.request(method, url, headers=headers, **options, **self._options)
         except requests.RequestException as error:

@@ -36,7 +36,7 @@ MAX_ANSWER = 8 * 1024 * 1024
 _PASSED_ON = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_.*|TZ|TMPDIR|LD_LIBRARY_PATH|VIRTUAL_ENV|PYTHON.*|XDG_.*"
     r"|OMP_.*|MKL_.*|OPENBLAS_.*|CUDA_.*|NVIDIA_.*|CUBLAS_.*|TORCH_.*|PYTORCH_.*"
-    r"|(?:HTTPS?|NO|ALL)_PROXY|REQUESTS_CA_BUNDLE|SSL_CERT_(?:FILE|DIR)",
+    r"|(?:HTTPS?|NO|ALL)_PROXY|REQUESTS_CA_BUNDLE|SSL_CERT_(?:FILE|DIR)|FEDPORTAL_RELAY",
     re.IGNORECASE,
 )
 """The variables that a trainer process needs. The others stay here: the portal's environment holds its secrets."""

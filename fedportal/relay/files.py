@@ -19,8 +19,8 @@ from urllib3 import BaseHTTPResponse
 
 from fedportal.experiments.models import Participation
 from fedportal.experiments.store import object_store
-from fedportal.relay.models import RemoteInstance
 from fedportal.relay.protocol import Malformed
+from fedportal.sites.models import Site
 from fedportal.ui.errors import DomainError
 from trainer.contract import ROOT
 
@@ -73,9 +73,9 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-def download(instance: RemoteInstance, target: str, wanted: str) -> HttpResponse:
+def download(site: Site, target: str, wanted: str) -> HttpResponse:
     """Answer with the object that a presigned path names; ``wanted`` is the Range header, for broken downloads."""
-    require_theirs(instance, target, may_read=True)
+    require_theirs(site, target, may_read=True)
     headers = {"Range": wanted} if _RANGE.match(wanted) else {}
     found = object_store().carry("GET", target, headers=headers)
     if found.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
@@ -88,13 +88,13 @@ def download(instance: RemoteInstance, target: str, wanted: str) -> HttpResponse
     return response
 
 
-def upload(instance: RemoteInstance, target: str, body: Readable, *, content_type: str, length: int) -> str:
+def upload(site: Site, target: str, body: Readable, *, content_type: str, length: int) -> str:
     """Store the file of a multipart form under a presigned path; return the object's ETag.
 
     Kaapana sends one part, named ``file``. Its size follows from the length of the whole body, so the store is told it
     in advance, and a body that breaks off leaves nothing behind.
     """
-    require_theirs(instance, target, may_read=False)
+    require_theirs(site, target, may_read=False)
     if length > MAX_FILE:
         raise TooLarge
     found = _BOUNDARY.match(content_type)
@@ -114,7 +114,7 @@ def upload(instance: RemoteInstance, target: str, body: Readable, *, content_typ
     return str(answer.headers.get("ETag", "")).strip('"')
 
 
-def require_theirs(instance: RemoteInstance, target: str, *, may_read: bool) -> None:
+def require_theirs(site: Site, target: str, *, may_read: bool) -> None:
     """Refuse a path that is not one of the portal's store, or not of this site.
 
     ``may_read``: global models of experiments in which the site takes part count, too.
@@ -125,12 +125,11 @@ def require_theirs(instance: RemoteInstance, target: str, *, may_read: bool) -> 
     signed = "X-Amz-Signature" in parse_qs(parts.query)
     if not clean or parts.netloc or parts.fragment or " " in target or bucket != object_store().bucket or not signed:
         raise NotTheirs
-    slug = instance.site.slug
     for pattern in (_OWN, _CHECK):
-        if (found := pattern.match(key)) and found["site"] == slug:
+        if (found := pattern.match(key)) and found["site"] == site.slug:
             return
     shared = _SHARED.match(key)
-    takes_part = Participation.objects.filter(site=instance.site_id)
+    takes_part = Participation.objects.filter(site=site)
     if may_read and shared and takes_part.filter(experiment__key=shared["experiment"]).exists():
         return
     raise NotTheirs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import re
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any
@@ -15,12 +16,13 @@ from django.db.models import Q
 from django.utils import timezone
 
 from fedportal.connectors.job_queue import JobState
-from fedportal.connectors.kaapana_pull import KaapanaPullConnector, portal_name
+from fedportal.connectors.kaapana_pull import CHECK_DAG, KaapanaPullConnector, portal_name
 from fedportal.experiments.models import Attempt
 from fedportal.relay.models import RemoteInstance, RemoteJob
 from fedportal.relay.protocol import JobReport, Poll, instance_to_json, job_to_json, workflow_to_json
 from fedportal.sites.models import Site
 from fedportal.ui.errors import DomainError
+from trainer.contract import ContractError, attempt_key, relay_token, site_key, site_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,26 @@ def authenticate(token: str) -> RemoteInstance:
     if not is_theirs or site.is_retired or site.connector != KaapanaPullConnector.KIND:
         raise WrongToken
     return instance
+
+
+def authenticate_run(token: str) -> Site:
+    """Return the site of a run that shows its own token, ``<run>.<relay_token>``. Raises :class:`WrongToken`.
+
+    Every trainer can make it, wherever its site is polled from, and it opens nothing but the relay for files.
+    """
+    run, _, mac = token.partition(".")
+    found = re.fullmatch(rf"{CHECK_DAG}-(?P<site>[a-z0-9-]{{1,15}})-[0-9]+", run)
+    try:
+        slug = found["site"] if found else site_of(run)
+    except ContractError as error:
+        raise WrongToken from error
+    expected = relay_token(attempt_key(site_key(settings.FEDPORTAL_ATTEMPT_SECRET, slug), run))
+    if not hmac.compare_digest(mac.encode(), expected.encode()):
+        raise WrongToken
+    site = Site.objects.active().filter(slug=slug).first()
+    if site is None:
+        raise WrongToken
+    return site
 
 
 def _find(digest: str) -> RemoteInstance | None:

@@ -22,6 +22,7 @@ from fedportal.connectors.job_queue import JobState
 from fedportal.relay import files, services
 from fedportal.relay.models import RemoteInstance, RemoteJob
 from fedportal.relay.protocol import Malformed, job_to_json, read_poll, read_report, workflow_to_json
+from fedportal.sites.models import Site
 from fedportal.ui.errors import DomainError
 
 MAX_POLL = 16 * 1024 * 1024
@@ -35,7 +36,7 @@ class NoFilesHere(DomainError):
     status = HTTPStatus.NOT_FOUND
 
 
-Remote = Callable[[HttpRequest, RemoteInstance], HttpResponse]
+Remote = Callable[[HttpRequest, Any], HttpResponse]
 
 
 class TooLarge(DomainError):
@@ -44,8 +45,8 @@ class TooLarge(DomainError):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
-def remote(**verbs: Remote) -> Callable[[HttpRequest], HttpResponse]:
-    """Make the view of one address: a function for each verb, called once the site is known by its token."""
+def remote(who: Callable[[str], Any] = services.authenticate, **verbs: Remote) -> Callable[[HttpRequest], HttpResponse]:
+    """Make the view of one address: a function for each verb, called with whom the token belongs to (``who``)."""
 
     @csrf_exempt
     @login_not_required
@@ -55,8 +56,7 @@ def remote(**verbs: Remote) -> Callable[[HttpRequest], HttpResponse]:
             return HttpResponseNotAllowed([verb.upper() for verb in verbs])
         try:
             # the token first: a stranger's body is not even looked at
-            instance = services.authenticate(request.headers.get("FederatedAuthorization", ""))
-            return act(request, instance)
+            return act(request, who(request.headers.get("FederatedAuthorization", "")))
         except DomainError as error:
             return JsonResponse({"detail": error.message}, status=error.status)
         except Malformed as error:
@@ -104,15 +104,15 @@ def _put_workflow(request: HttpRequest, instance: RemoteInstance) -> HttpRespons
     return JsonResponse(workflow_to_json(job, str(instance.site.config["instance_name"])))
 
 
-def _get_file(request: HttpRequest, instance: RemoteInstance) -> HttpResponse:
+def _get_file(request: HttpRequest, site: Site) -> HttpResponse:
     _require_relay()
-    return files.download(instance, request.headers.get("presigned-url", ""), request.headers.get("Range", ""))
+    return files.download(site, request.headers.get("presigned-url", ""), request.headers.get("Range", ""))
 
 
-def _post_file(request: HttpRequest, instance: RemoteInstance) -> HttpResponse:
+def _post_file(request: HttpRequest, site: Site) -> HttpResponse:
     _require_relay()
     etag = files.upload(
-        instance,
+        site,
         request.headers.get("presigned-url", ""),
         request,
         content_type=request.headers.get("Content-Type", ""),
@@ -121,6 +121,11 @@ def _post_file(request: HttpRequest, instance: RemoteInstance) -> HttpResponse:
     response = JsonResponse({"ok": True, "etag": etag})
     response.headers["ETag"] = f'"{etag}"'
     return response
+
+
+def _site(token: str) -> Site:
+    """Return the site of a token: its Kaapana's, or that of one of its runs."""
+    return services.authenticate_run(token) if "." in token else services.authenticate(token).site
 
 
 def _require_relay() -> None:
@@ -132,7 +137,7 @@ sync = remote(put=_sync)
 job = remote(put=_put_job, get=_get_job, delete=_delete_job)
 jobs = remote(get=_get_jobs)
 workflow = remote(put=_put_workflow)
-presigned_url = remote(get=_get_file, post=_post_file)
+presigned_url = remote(_site, get=_get_file, post=_post_file)
 
 
 def _body(request: HttpRequest, most: int) -> Any:

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class PollingStage(Stage):
     def __init__(self, folder: Path, *, sites: Sequence[str], settings: str = "fedportal.settings") -> None:
         super().__init__(folder, settings=settings)
         self.sites = tuple(sites)
+        self.relay_address = ""
 
     @property
     def address(self) -> str:
@@ -50,7 +51,9 @@ class PollingStage(Stage):
             config = {"instance_name": f"{slug}.example", "host": f"{slug}.example", "port": 443}
             services.register(slug=slug, name=slug.title(), connector="kaapana-pull", config=config)
 
-    def open_site(self, slug: str, *, warm: bool = True, **settings: Any) -> None:
+    def open_site(
+        self, slug: str, *, warm: bool = True, address: str = "", environment: Mapping[str, str] = {}, **settings: Any
+    ) -> None:
         """Let a site poll. It gets what its administrator would: the portal's definition and the site's key."""
         from fedportal.sites.connection import handout_of, key_of
         from fedportal.sites.models import Site
@@ -70,16 +73,19 @@ class PollingStage(Stage):
         }
         file = self.folder / f"{slug}.json"
         file.write_text(json.dumps(values))
-        command = ["-m", "tests.relay.pulling_site", "--portal", self.address, "--settings", str(file)]
-        self.spawn(f"site-{slug}", command)
+        command = ["-m", "tests.relay.pulling_site", "--portal", address or self.address, "--settings", str(file)]
+        self.spawn(f"site-{slug}", command, **environment)
 
     def start_file_relay(self) -> str:
-        """Start the process that relays files; return its address."""
+        """Start the process that relays files, unless it is there; return its address."""
+        if self.relay_address:
+            return self.relay_address
         port = free_port()
         command = ["-m", "uvicorn", "fedportal.asgi:application", "--host", HOST, "--port", str(port)]
         self.spawn("relay", [*command, "--lifespan", "off", "--no-access-log"], FEDPORTAL_FILE_RELAY="1")
         address = f"http://{HOST}:{port}"
         self.wait_for(lambda: _answers(f"{address}/ui/healthz/"))
+        self.relay_address = address
         return address
 
     def wait_until_checked(self, *, timeout: float = 90) -> None:

@@ -138,6 +138,42 @@ def relay(stage: PollingStage) -> str:
     return f"{speed / up:.0f} MiB/s up, {speed / down:.0f} down, the relay grew by {grown / 2**20:.0f} MiB"
 
 
+def only_the_portal(stage: PollingStage) -> str:
+    """A site that reaches the portal and nothing else: its models and updates go through the relay."""
+    from fedportal.relay.models import RemoteJob
+    from fedportal.sites.models import Site
+
+    relay_address = stage.start_file_relay().replace("127.0.0.1", "localhost")
+    # everything that is not localhost goes to a proxy that is not there: the store and the door for metrics are at 127.0.0.1
+    closed = {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "NO_PROXY": "localhost"}
+    stage.kill("site-ulm")
+    RemoteJob.objects.filter(is_check=True, site__slug="ulm").delete()
+    stage.open_site(
+        "ulm",
+        warm=False,
+        address=stage.address.replace("127.0.0.1", "localhost"),
+        environment={**closed, "no_proxy": "localhost", "FEDPORTAL_RELAY": relay_address},
+    )
+    Site.objects.filter(slug="ulm").update(check_due_at=timezone_now())
+    stage.wait_for(RemoteJob.objects.filter(is_check=True, site__slug="ulm", state="finished").exists, timeout=60)
+    stage.wait_for(lambda: Site.objects.get(slug="ulm").last_check.ok)
+    experiment = stage.wait_for_end(stage.experiment(plan=PLAN, title="Only the portal"), timeout=240)
+    assert experiment.state == "completed", f"{experiment.reason}\n{stage.journal(experiment)}"
+    check = Site.objects.get(slug="ulm").last_check
+    assert next(step for step in check.steps if step["name"] == "Object store")["ok"], check.steps
+    logs = "".join(log.read_text() for log in stage.folder.glob(f"work/ulm/runs/fp-{experiment.key}-*/log.txt"))
+    assert "the portal does not answer, records wait" in logs, "the way out was not closed"
+    stage.kill("site-ulm")
+    stage.open_site("ulm")
+    return f"{experiment.duration.total_seconds():.1f} s"
+
+
+def timezone_now() -> Any:
+    from django.utils import timezone
+
+    return timezone.now()
+
+
 def dag(stage: PollingStage) -> str:
     """A site whose jobs are runs of the installed DAG on a real Airflow 2.11, ``fp-check`` among them."""
     from fedportal.relay.models import RemoteJob
@@ -182,6 +218,7 @@ def dag(stage: PollingStage) -> str:
 SCENES: dict[str, Callable[[PollingStage], str]] = {
     "dialects": dialects,
     "relay": relay,
+    "only-the-portal": only_the_portal,
     "steward": steward,
     "cancel": cancel,
     "dag": dag,
@@ -227,7 +264,7 @@ def main() -> int:
             result["seconds"] = round(time.monotonic() - begun, 1)
             results.append(result)
             sys.stdout.write(
-                f"{name:<10} {'ok' if result['ok'] else 'FAILED'} {result['seconds']:6.1f} s  {result['said']}\n"
+                f"{name:<16} {'ok' if result['ok'] else 'FAILED'} {result['seconds']:6.1f} s  {result['said']}\n"
             )
             if options.json:
                 with options.json.open("a") as file:

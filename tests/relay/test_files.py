@@ -11,16 +11,17 @@ from urllib.parse import urlsplit
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.conf import settings
 from django.test import Client
 
 from fedportal.connectors.errors import ObjectMissing
 from fedportal.connectors.objectstore import ObjectStore
 from fedportal.connectors.weed import Weed
 from fedportal.experiments.models import Participation
-from fedportal.relay import files, services
-from tests.factories import make_dataset, make_experiment
+from fedportal.relay import files
+from tests.factories import make_dataset, make_experiment, make_site
 from tests.relay.rows import ROOT, polling_site, token_of
-from trainer.contract import global_model_key
+from trainer.contract import attempt_key, global_model_key, relay_token, site_key
 
 pytestmark = [pytest.mark.django_db, pytest.mark.store]
 HOUR = timedelta(hours=1)
@@ -124,7 +125,6 @@ def test_the_global_model_is_read_by_those_who_take_part(store, experiment):
 @pytest.mark.parametrize("pieces", [1, 7, 1024, 10**9])
 def test_pieces_of_any_size_make_the_same_file(store, experiment, mainz, pieces):
     data = os.urandom(20_000)
-    instance = services.authenticate(token_of("mainz"))
 
     class Dribble(io.BytesIO):
         def read(self, size: int = -1) -> bytes:
@@ -132,7 +132,7 @@ def test_pieces_of_any_size_make_the_same_file(store, experiment, mainz, pieces)
 
     body = form(data)
     files.upload(
-        instance,
+        mainz,
         target(store.presign_put(own(experiment), HOUR)),
         Dribble(body),
         content_type=f'multipart/form-data; boundary="{BOUNDARY}"',
@@ -164,10 +164,9 @@ def test_a_large_file_never_lies_in_memory(store, experiment, mainz):
             given, self._rest = self._rest[:wanted], self._rest[wanted:]
             return given
 
-    instance = services.authenticate(token_of("mainz"))
     tracemalloc.start()
     files.upload(
-        instance,
+        mainz,
         target(store.presign_put(own(experiment), HOUR)),
         Endless(),
         content_type=f"multipart/form-data; boundary={BOUNDARY}",
@@ -184,11 +183,10 @@ def test_a_large_file_never_lies_in_memory(store, experiment, mainz):
 
 @pytest.mark.parametrize("missing", [1, 10, 100_000])
 def test_an_upload_that_breaks_off_leaves_nothing(store, experiment, mainz, missing):
-    instance = services.authenticate(token_of("mainz"))
     body = form(os.urandom(400_000))
     with pytest.raises(files.CutOff):
         files.upload(
-            instance,
+            mainz,
             target(store.presign_put(own(experiment), HOUR)),
             io.BytesIO(body[:-missing]),
             content_type=f"multipart/form-data; boundary={BOUNDARY}",
@@ -248,7 +246,6 @@ def test_a_missing_object_is_said_to_be_missing(store, experiment):
 
 
 def test_an_upload_that_announces_too_much_is_refused_before_it_is_read(store, experiment, mainz):
-    instance = services.authenticate(token_of("mainz"))
 
     class Unread:
         def read(self, size: int) -> bytes:
@@ -256,7 +253,7 @@ def test_an_upload_that_announces_too_much_is_refused_before_it_is_read(store, e
 
     with pytest.raises(files.TooLarge):
         files.upload(
-            instance,
+            mainz,
             target(store.presign_put(own(experiment), HOUR)),
             Unread(),
             content_type=f"multipart/form-data; boundary={BOUNDARY}",
@@ -318,3 +315,50 @@ def test_a_process_that_relays_no_files_says_so(store, experiment, settings):
     path = target(store.presign_get(own(experiment), HOUR))
     assert get(path).status_code == 404
     assert post(path, form(b"x")).status_code == 404
+
+
+# --- runs that show a token of their own ----------------------------------------------------------
+
+
+def run_token(experiment, *, site: str = "mainz", run: str = "", secret: bytes = b"") -> str:
+    run = run or f"fp-{experiment.key}-r1-{site}-a1"
+    return f"{run}.{relay_token(attempt_key(site_key(secret or settings.FEDPORTAL_ATTEMPT_SECRET, site), run))}"
+
+
+def test_a_run_has_its_files_passed_on_with_a_token_of_its_own(store, experiment):
+    token = {"FederatedAuthorization": run_token(experiment)}
+    data = os.urandom(1000)
+    assert post(target(store.presign_put(own(experiment), HOUR)), form(data), **token).status_code == 200
+    assert content(get(target(store.presign_get(own(experiment), HOUR)), **token)) == data
+
+
+def test_a_run_of_any_kind_of_site_may_use_the_relay(store, experiment):
+    site = make_site("ulm")
+    key = own(experiment, site=site.slug)
+    token = {"FederatedAuthorization": run_token(experiment, site="ulm")}
+    assert post(target(store.presign_put(key, HOUR)), form(b"x"), **token).status_code == 200
+    assert post(target(store.presign_put(own(experiment), HOUR)), form(b"x"), **token).status_code == 403
+
+
+def test_a_check_has_a_token_too(store, experiment):
+    token = {"FederatedAuthorization": run_token(experiment, run="fp-check-mainz-12")}
+    key = "fedportal/checks/mainz/fp-check-mainz-12.json"
+    assert post(target(store.presign_put(key, HOUR)), form(b"{}"), **token).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["{run}.", "{run}.00", ".", "fp-check-ulm-1.{mac}", "fp-abcd2345-r1-ulm-a1.{mac}", "nothing.{mac}", "{run}.é"],
+)
+def test_a_token_of_a_run_cannot_be_made_up(store, experiment, token):
+    run, _, mac = run_token(experiment).partition(".")
+    headers = {"FederatedAuthorization": token.format(run=run, mac=mac)}
+    assert get(target(store.presign_get(own(experiment), HOUR)), **headers).status_code == 401
+    headers = {"FederatedAuthorization": run_token(experiment, secret=b"x" * 32)}
+    assert get(target(store.presign_get(own(experiment), HOUR)), **headers).status_code == 401
+
+
+def test_a_token_of_a_run_opens_nothing_else(store, experiment):
+    headers = {"FederatedAuthorization": run_token(experiment)}
+    assert Client().get(f"{ROOT}/jobs", headers=headers).status_code == 401
+    assert Client().put(f"{ROOT}/job", b"{}", "application/json", headers=headers).status_code == 401

@@ -35,6 +35,11 @@ def metrics_token(key: str) -> str:
     return hmac.new(bytes.fromhex(key), b"metrics", hashlib.sha256).hexdigest()
 
 
+def relay_token(key: str) -> str:
+    """Token with which an attempt has its files passed on by the portal, where it reaches no object store."""
+    return hmac.new(bytes.fromhex(key), b"relay", hashlib.sha256).hexdigest()
+
+
 def signed(document: Mapping[str, Any], key: str) -> bytes:
     """Return ``{"document": …, "hmac": …}`` as JSON bytes, authenticated under ``key`` (hex)."""
     body = dict(document)

@@ -35,6 +35,8 @@ class FpTrainOperator(KaapanaBaseOperator):
             arguments=[step],
             env_vars={
                 "FEDPORTAL_HOME": os.environ.get("FEDPORTAL_HOME", "/kaapana/mounted/data/fedportal"),
+                # the portal's address where pods reach no object store: files go through the portal
+                **({"FEDPORTAL_RELAY": os.environ["FEDPORTAL_RELAY"]} if os.environ.get("FEDPORTAL_RELAY") else {}),
                 **(env_vars or {}),
             },
             gpu_mem_mb=gpu or None,
