@@ -38,7 +38,8 @@ ENDED = ("Task exited with return code", "terminated with exit code", "Marking t
 """What Airflow writes at the end of a task's log."""
 LOG_CHUNK = 256 * 1024
 
-_OVER = {"success", "failed"}
+_OVER = frozenset({"success", "failed"})
+_NOT_BEGUN = frozenset({"", "none", "scheduled", "queued"})
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class KaapanaConnector(Configured):
         self._ids: dict[str, str] = {}
         self._endings: dict[str, RunStatus] = {}
         self._cancelled: set[str] = set()
+        self._begun: set[str] = set()
 
     @classmethod
     def clean_config(cls, config: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, Any]:
@@ -254,9 +256,11 @@ class KaapanaConnector(Configured):
 
     def _under_way(self, run_id: str, state: str) -> RunStatus:
         if state == "running":
-            # Kaapana calls a run running from its first task on; it waits until one of the tasks has begun.
-            begun = any(task not in ("", "none", "scheduled", "queued") for task in self._tasks(run_id).values())
-            return RunStatus(RunState.RUNNING if begun else RunState.WAITING)
+            # Airflow calls a run running before a pod of it has begun. Asking for tasks costs the site a look at all of
+            # its DAG files, so what has begun is remembered.
+            if run_id not in self._begun and any(task not in _NOT_BEGUN for task in self._tasks(run_id).values()):
+                self._begun.add(run_id)
+            return RunStatus(RunState.RUNNING if run_id in self._begun else RunState.WAITING)
         if self.api.has_session() and self.api.is_paused(TRAIN):
             return RunStatus(
                 RunState.WAITING, message=f"The workflow {TRAIN} is paused at the site: switch it on there."

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,8 @@ MAX_RUNS = 64 * 1024 * 1024
 """Bytes of one page of runs: each comes with its conf."""
 PAGE, PAGES = 25, 4
 DENIED = frozenset({401, 403})
+ASK_AGAIN = 600.0
+"""Seconds after which a site that did not open Airflow's own interface is asked again."""
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+~-]{0,249}\Z")
 
@@ -63,6 +66,7 @@ class KaapanaApi:
         self._project_name, self._by_path = project, by_path
         self._project: Project | None = None
         self._session: bool | None = None
+        self._session_asked = 0.0
         self._lock = threading.Lock()
 
     # --- runs, by Kaapana's workflow interface -------------------------------------------------------
@@ -130,9 +134,11 @@ class KaapanaApi:
     # --- runs, by Airflow's own interface ------------------------------------------------------------
 
     def has_session(self) -> bool:
-        """Say whether Airflow's own interface opens to the portal, signing in there at the first call."""
+        """Say whether Airflow's own interface opens to the portal, signing in there at the first call and, where it does not, now and then."""
         with self._lock:
-            if self._session is None:
+            again = self._session is False and time.monotonic() - self._session_asked > ASK_AGAIN
+            if self._session is None or again:
+                self._session_asked = time.monotonic()
                 try:
                     self._sign_in()
                     self._session = self.ask("GET", f"{AIRFLOW}/dags", params={"limit": 1}).ok

@@ -15,6 +15,7 @@ from fedportal.connectors.base import RunState
 from fedportal.connectors.errors import SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import SiteContext
 from fedportal.connectors.kaapana import KaapanaConnector
+from fedportal.connectors.trainer_process import is_locked
 from tests.kaapana.conftest import SITE_KEY, connector
 from tests.kaapana_double.double import KaapanaDouble
 from tests.trainer_process.bench import Bench, wait_for
@@ -189,6 +190,19 @@ def test_cancelling_before_a_task_has_begun_leaves_nothing_behind(
     site.cancel(ticket.run)
     assert over(site, ticket) is RunState.CANCELLED
     assert not bench.has(ticket, "manifest.json")
+
+
+def test_the_training_process_is_gone_when_cancel_returns(
+    kaapana: KaapanaDouble, site: KaapanaConnector, bench: Bench
+) -> None:
+    ticket = bench.ticket("computes")
+    site.launch(ticket)
+    wait_for(lambda: "scripted work" in site.logs(ticket.run).text, seconds=SECONDS)
+    lock = kaapana.home / "work" / "runs" / ticket.run / "lock"
+    assert is_locked(lock)
+    connector(kaapana.door).cancel(ticket.run)
+    assert not is_locked(lock)
+    assert site.poll(ticket.run).state is RunState.CANCELLED
 
 
 # --- data ---------------------------------------------------------------------------------------------
