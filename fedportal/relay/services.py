@@ -6,7 +6,8 @@ import hashlib
 import hmac
 import logging
 import re
-from datetime import datetime
+import time
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 
@@ -28,7 +29,14 @@ logger = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 50
 """Jobs handed out with one poll at most; the others follow with the next."""
+CONTACT_EVERY = timedelta(minutes=1)
+"""A poll comes every five seconds; the site's page need not know each."""
+LEARN_EVERY = 1.0
+"""Seconds between two looks for new tokens that found none; a site's next poll comes five seconds later."""
 OPEN = (JobState.QUEUED, JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING)
+
+
+_learning = {"next": 0.0}
 
 
 class WrongToken(DomainError):
@@ -97,13 +105,20 @@ def _find(digest: str) -> RemoteInstance | None:
 
 
 def _learn_tokens() -> None:
-    """Bring the digests up to date with the tokens that sites have now; one that was replaced finds nothing more."""
+    """Bring the digests up to date with the tokens that sites have now; one that was replaced finds nothing more.
+
+    Every secret is decrypted for it, so who tries tokens must not make it happen as often as they like.
+    """
+    if time.monotonic() < _learning["next"]:
+        return
+    _learning["next"] = time.monotonic() + LEARN_EVERY
     for site in Site.objects.active().filter(connector=KaapanaPullConnector.KIND):
         token = str(site.secrets.get("portal_token", ""))
         digest = hashlib.sha256(token.encode()).hexdigest() if token else None
         known = RemoteInstance.objects.filter(site=site).values_list("token_digest", flat=True).first()
         if digest is not None and known != digest:
             RemoteInstance.objects.update_or_create(site=site, defaults={"token_digest": digest})
+            _learning["next"] = 0.0
 
 
 def require_name(instance: RemoteInstance, name: str) -> None:
@@ -167,6 +182,9 @@ def _book(instance: RemoteInstance, message: Poll, *, agent: str, skew: float | 
         # what a site allows now may be what its check missed
         Site.objects.filter(pk=instance.site_id, check_due_at__gt=now).update(check_due_at=now)
     RemoteInstance.objects.filter(pk=instance.pk).update(**fields)
+    last = instance.site.last_contact_at
+    if last is None or now - last > CONTACT_EVERY:
+        Site.objects.filter(pk=instance.site_id).update(last_contact_at=now)
 
 
 def _due(instance: RemoteInstance, message: Poll) -> list[RemoteJob]:

@@ -248,6 +248,14 @@ def test_a_token_that_was_issued_anew_replaces_the_old_one(mainz):
     assert RemoteInstance.objects.count() == 1
 
 
+def test_trying_tokens_does_not_have_all_secrets_decrypted_each_time(mainz, django_assert_num_queries):
+    stranger = Kaapana("mainz", token="z" * 43)
+    for _ in range(2):  # the first time the site's own token is learned
+        stranger.poll()
+    with django_assert_num_queries(2):  # the token is looked for twice, and that is all
+        assert stranger.poll().status_code == 401
+
+
 def test_a_retired_site_is_refused(mainz):
     mainz.poll()
     site = RemoteInstance.objects.get(site__slug="mainz").site
@@ -326,6 +334,18 @@ def test_a_poll_books_contact_agent_and_clock(mainz):
     mainz.poll()
     instance.refresh_from_db()
     assert instance.clock_skew is None, "Kaapana itself sends no time"
+
+
+def test_a_poll_is_a_contact_of_the_site(mainz):
+    mainz.poll()
+    site = RemoteInstance.objects.get(site__slug="mainz").site
+    assert timezone.now() - site.last_contact_at < timedelta(minutes=1)
+
+
+def test_a_poll_that_brings_nothing_costs_few_queries(mainz, django_assert_max_num_queries):
+    mainz.poll()
+    with django_assert_max_num_queries(8):
+        mainz.poll()
 
 
 def test_a_changed_advert_has_the_site_checked_a_repeated_one_does_not(mainz):
