@@ -65,8 +65,12 @@ def count_for(user: Any, site_id: int, number: int) -> Count:
 
 
 def told_cases(user: Any, slug: str, number: int | None) -> int | None:
-    """Return with how many cases something was done at a site, ``None`` where that is withheld; 0 says nothing yet."""
-    is_told = not number or number >= settings.FEDPORTAL_SMALL_COUNT or sees_small_counts_at(user, slug)
+    """Return with how many cases something was done at a site, ``None`` where that is withheld; 0 says nothing yet.
+
+    Without a slug it is a sum over sites, of which only operators know that no part is small.
+    """
+    is_large = bool(slug) and number is not None and number >= settings.FEDPORTAL_SMALL_COUNT
+    is_told = not number or is_large or sees_small_counts_at(user, slug)
     return number if is_told else None
 
 

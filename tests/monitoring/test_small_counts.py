@@ -30,24 +30,29 @@ def experiment(people):
             experiment=experiment, site_run=run, site=run.participation.site.slug, attempt=1, round_number=1,
             phase=Phase.INCOMING, name="dice", region="ET", step=9, cases=3, value=0.5,
         )  # fmt: skip
+    Metric.objects.filter(phase=Phase.GLOBAL, region="ET").update(step=9, cases=6)
     experiment.participations.first().site.stewards.add(people["stella"])
     return experiment
 
 
 @pytest.mark.parametrize(
-    ("who", "told"),
-    [("ada", {"mainz": None, "ulm": None}), ("stella", {"mainz": 3, "ulm": None}), ("otto", {"mainz": 3, "ulm": 3})],
+    ("who", "told", "of_all"),
+    [
+        ("ada", {"mainz": None, "ulm": None}, None),
+        ("stella", {"mainz": 3, "ulm": None}, None),
+        ("otto", {"mainz": 3, "ulm": 3}, 6),
+    ],
 )
-def test_the_api_and_the_exports_withhold_them(client, experiment, people, who, told):
+def test_the_api_and_the_exports_withhold_them(client, experiment, people, who, told, of_all):
     client.force_login(people[who])
     api, pages = f"/api/experiments/{experiment.key}/", f"/experiments/{experiment.key}/export/"
     metrics = [row for row in client.get(f"{api}metrics/").json()["results"] if row["step"] == 9]
-    assert {row["site"]: row["cases"] for row in metrics} == told
+    assert {row["site"]: row["cases"] for row in metrics} == told | {"": of_all}
     exported = json.loads(b"".join(client.get(f"{pages}metrics.json").streaming_content))["metrics"]
-    assert {row["site"]: row["cases"] for row in exported if row["step"] == 9} == told
+    assert {row["site"]: row["cases"] for row in exported if row["step"] == 9} == told | {"": of_all}
     lines = b"".join(client.get(f"{pages}metrics.csv").streaming_content).decode().splitlines()
     shown = {cells[3]: cells[10] for cells in (line.split(",") for line in lines) if cells[8] == "9"}
-    assert shown == {site: str(number or "") for site, number in told.items()}
+    assert shown == {site: str(number or "") for site, number in (told | {"": of_all}).items()}
     (opened,) = client.get(f"{api}rounds/").json()
     assert {run["site"]: run["validation_cases"] for run in opened["site_runs"]} == told
     trained = {site: number and 4 for site, number in told.items()}

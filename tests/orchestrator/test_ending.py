@@ -66,6 +66,13 @@ def test_a_recipe_says_how_its_model_came_about(federation: Federation):
     assert recipe["dice"] == 0.6
 
 
+def test_a_recipe_withholds_small_numbers_of_cases(federation: Federation):
+    shares = (ContributionView(2, "a", 3, 0.1, "1" * 64), ContributionView(2, "b", 27, 0.9, "2" * 64))
+    finish(replace(done(federation), contributions=shares), federation.tools)
+    recipe = json.loads(federation.store.objects[f"fedportal/{KEY}/r00002/recipe.json"])
+    assert [share["train_cases"] for share in recipe["contributions"]] == [None, 27]
+
+
 def test_bundles_wait_until_the_spool_is_tidied(federation: Federation):
     key = ("tidy", f"{KEY}-3")
     federation.errands.hanging.add(key)

@@ -19,6 +19,7 @@ from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, ModelView, Snapshot
 from fedportal.orchestrator.steps.watching import cancel_strays
 from fedportal.orchestrator.words import last_words, listed
+from fedportal.sites.counts import told_cases
 from trainer.contract import round_prefix
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,12 @@ def recipe(s: Snapshot, model: ModelView) -> dict[str, Any]:
         "initial_model": None if s.start is None else {"title": s.start.title, "sha256": s.start.sha256},
         "best_by": s.best_by,
         "contributions": [
-            {"site": c.site, "train_cases": c.train_cases, "weight": c.weight, "update_sha256": c.update_sha256}
+            {
+                "site": c.site,
+                "train_cases": told_cases(None, c.site, c.train_cases),  # the file is for everybody
+                "weight": c.weight,
+                "update_sha256": c.update_sha256,
+            }
             for c in s.contributions
             if c.round_number == model.round_number
         ],
