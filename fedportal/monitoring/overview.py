@@ -10,6 +10,7 @@ from django.db.models import Prefetch
 from django.utils import timezone
 
 from fedportal.experiments.models import (
+    MEAN,
     Attempt,
     Experiment,
     GlobalModel,
@@ -184,7 +185,11 @@ class Overview:
         name = f"global model of round {model.round_number}" if model.round_number else "initial model"
         text = f"{where} The {name} has a mean Dice of {model.dice:.3f}"
         if self.best is not None and self.best != model:
-            text += f"; the best so far is that of round {self.best.round_number} with {self.best.dice:.3f}"
+            region = self.experiment.best_by
+            by = "" if region == MEAN else f" by the Dice of {region}"
+            text += (
+                f"; the best so far{by} is that of round {self.best.round_number} with {self.best.dice_of(region):.3f}"
+            )
         if self.worst is not None:
             text += f"; lowest at {self.worst[0]} with {self.worst[1]:.3f}"
         return text + "."
