@@ -124,7 +124,7 @@ class Reporter:
 
     def _work(self) -> None:
         session = new_session()
-        written = sent = 0
+        written = sent = logged = 0
         pause, due = 0.0, 0.0
         while True:
             self._wake.wait()
@@ -144,6 +144,8 @@ class Reporter:
                 outcome = self._post(session, batch, finished=finished)
             else:
                 continue
+            if not (outcome and self._url):
+                logged = self._log_records(max(logged, sent))
             if outcome:
                 sent += len(batch)
                 pause, due = 0.0, time.monotonic() + INTERVAL
@@ -169,6 +171,14 @@ class Reporter:
             except OSError:
                 return 0
         return len(new)
+
+    def _log_records(self, start: int) -> int:
+        """Write the records from ``start`` on into the log, where a portal that can read it finds them; return their end."""
+        end = len(self._records)
+        for first in range(start, end, BATCH):
+            records = [record.to_json() for record in self._records[first : min(end, first + BATCH)]]
+            self._log.say("measured; the portal reads it here", level="debug", records=records)
+        return end
 
     def _post(self, session: requests.Session, batch: list[MetricRecord], *, finished: bool) -> bool | None:
         """Return True: stored; False: try again later; None: the portal wants no more."""

@@ -200,7 +200,9 @@ class KaapanaConnector(Configured):
         run_id = self._find(run)
         if run_id is None or not self.api.has_session():
             return LogChunk("", offset)
-        data = "".join(f"{line}\n" for line in self._words(run_id)).encode()[offset : offset + LOG_CHUNK]
+        data = "".join(f"{line}\n" for line in self._words(run_id)).encode()[offset:]
+        if len(data) > LOG_CHUNK:
+            data = data[: data.rfind(b"\n", 0, LOG_CHUNK) + 1 or LOG_CHUNK]  # whole lines, if one fits
         return LogChunk(data.decode(errors="replace"), offset + len(data))
 
     def check(self) -> CheckReport:

@@ -14,7 +14,7 @@ from fedportal.experiments.states import ExperimentState, RoundState, SiteRunSta
 from fedportal.orchestrator.outcomes import Changes, Fail, Outcome, Score, SiteRunChange, Wait
 from fedportal.orchestrator.snapshot import RoundView, Snapshot
 from fedportal.sites.models import Site
-from trainer.contract import Phase
+from trainer.contract import Phase, records_in_log
 
 
 def settle(
@@ -154,6 +154,10 @@ def _attempts(changes: Changes) -> None:
         # Only the piece that continues what is stored: another worker may have read on meanwhile.
         if Attempt.objects.filter(pk=log.attempt, log_offset=log.offset).update(log_offset=log.next_offset):
             journal.append_log(Attempt(pk=log.attempt), log.offset, log.text)
+            if records := records_in_log(log.text):  # from a site that reaches the store, but not the portal
+                attempt = Attempt.objects.select_related("site_run__round", "site_run__participation__site")
+                found = attempt.get(pk=log.attempt)
+                journal.ingest(found.site_run, found.number, records)
 
 
 def _models(experiment: Experiment, changes: Changes) -> None:

@@ -19,7 +19,7 @@ from fedportal.connectors.trainer_process import is_locked
 from tests.kaapana.conftest import SITE_KEY, connector
 from tests.kaapana_double.double import KaapanaDouble
 from tests.trainer_process.bench import Bench, wait_for
-from trainer.contract import Exit, LaunchTicket
+from trainer.contract import Exit, LaunchTicket, records_in_log
 
 pytestmark = [pytest.mark.store, pytest.mark.slow]
 SECONDS = 90.0
@@ -203,6 +203,17 @@ def test_the_training_process_is_gone_when_cancel_returns(
     connector(kaapana.door).cancel(ticket.run)
     assert not is_locked(lock)
     assert site.poll(ticket.run).state is RunState.CANCELLED
+
+
+def test_curves_come_by_the_log_where_a_pod_cannot_reach_the_portal(
+    kaapana: KaapanaDouble, site: KaapanaConnector, bench: Bench
+) -> None:
+    ticket = bench.ticket("lasts", metrics_url="http://127.0.0.1:9/api/metrics")
+    site.launch(ticket)
+    wait_for(lambda: records_in_log(site.logs(ticket.run).text), seconds=SECONDS)
+    (record,) = records_in_log(site.logs(ticket.run).text)
+    assert (record.name, record.value, record.progress) == ("loss", 0.5, 0.5)
+    assert site.poll(ticket.run).state is RunState.RUNNING
 
 
 # --- data ---------------------------------------------------------------------------------------------

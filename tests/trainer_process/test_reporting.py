@@ -15,7 +15,7 @@ import pytest
 from fedportal.connectors.weed import free_port
 from tests.trainer_process.bench import Ear, wait_for
 from trainer import reporting
-from trainer.contract import MetricRecord, Phase, metric_from_json
+from trainer.contract import MetricRecord, Phase, metric_from_json, records_in_log
 from trainer.reporting import BATCH, Log, Reporter
 
 RECORD = MetricRecord(Phase.TRAIN, "loss", 0.5, step=1, progress=0.1)
@@ -70,6 +70,25 @@ def test_an_outage_loses_no_record_and_doubles_none(tmp_path: Path, ear: Ear) ->
     assert [record["step"] for record in ear.records] == list(range(5))
     assert ear.finished
     assert "records wait" in log_of(tmp_path)
+
+
+def test_what_cannot_be_posted_is_in_the_log_once_and_still_posted_later(tmp_path: Path, ear: Ear) -> None:
+    ear.answers = [503, 503]
+    report = reporter(tmp_path, ear.url)
+    for step in range(4):
+        report.metric(replace(RECORD, step=step))
+    report.finish()
+    assert [record["step"] for record in ear.records] == list(range(4))
+    assert [record.step for record in records_in_log(log_of(tmp_path))] == list(range(4))
+
+
+def test_a_run_without_a_portal_to_post_to_measures_into_its_log(tmp_path: Path) -> None:
+    report = reporter(tmp_path, "")
+    report.metric(RECORD)
+    wait_for(lambda: records_in_log(log_of(tmp_path)))
+    report.finish()
+    assert [record.step for record in records_in_log(log_of(tmp_path))] == [1]
+    assert records_in_log(log_of(tmp_path)[10:]) == []  # a piece that begins inside a line
 
 
 def test_a_portal_that_is_away_delays_nothing_but_the_end(tmp_path: Path) -> None:

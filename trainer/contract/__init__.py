@@ -53,7 +53,15 @@ from trainer.contract.plan import (
     plan_problems,
 )
 from trainer.contract.regions import regions_for
-from trainer.contract.report import Manifest, MetricRecord, Phase, Stored, manifest_from_json, metric_from_json
+from trainer.contract.report import (
+    Manifest,
+    MetricRecord,
+    Phase,
+    Stored,
+    manifest_from_json,
+    metric_from_json,
+    records_in_log,
+)
 from trainer.contract.signing import (
     MAX_JSON_BYTES,
     attempt_key,
@@ -114,6 +122,7 @@ __all__ = [
     "metrics_token",
     "plan_from_json",
     "plan_problems",
+    "records_in_log",
     "regions_for",
     "relay_token",
     "round_prefix",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -73,6 +74,23 @@ def metric_from_json(document: Mapping[str, Any]) -> MetricRecord:
     if not ok:
         raise ContractError(f"metric: not a drawable record: {str(dict(document))[:200]}")
     return record
+
+
+def records_in_log(text: str) -> list[MetricRecord]:
+    """Return the records that a piece of a trainer's log holds: it writes there what it cannot post.
+
+    A line that the piece cuts, and what is no record, are passed over: the manifest has all of them.
+    """
+    found: list[MetricRecord] = []
+    for line in text.splitlines():
+        if '"records": [' not in line:
+            continue
+        try:
+            records = json.loads(line)["records"]
+            found += [metric_from_json(record) for record in records]
+        except (ValueError, KeyError, TypeError, RecursionError):  # a ContractError is a ValueError
+            continue
+    return found
 
 
 @dataclass(frozen=True)
