@@ -17,7 +17,7 @@ from fedportal.connectors.airflow_check import AirflowCheck
 from fedportal.connectors.airflow_v1 import AirflowV1
 from fedportal.connectors.airflow_v2 import AirflowV2
 from fedportal.connectors.base import CheckReport, LogChunk, RunState, RunStatus
-from fedportal.connectors.errors import SiteMisbehaved, SiteRefused
+from fedportal.connectors.errors import SiteMisbehaved, SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
 from fedportal.connectors.http import Http, why_refused
 from trainer.contract import CONTRACT_VERSION, EXPLANATIONS, Exit, LaunchTicket
@@ -228,18 +228,19 @@ class AirflowConnector(Configured):
         if self._clock() - since > QUEUED_LONG:
             self._require_ready(airflow, self._dag_of.get(run, DAGS[0]))
             if problem := airflow.health():
-                raise SiteRefused(f"The run waits: {problem}", remedy="Start Airflow's scheduler again.")
+                raise SiteUnreachable(f"The run waits: {problem}", remedy="Start Airflow's scheduler again.")
         return RunStatus(RunState.WAITING, message="The site has queued it.")
 
     def _require_ready(self, airflow: Airflow, dag_id: str) -> None:
-        """Raise :class:`SiteRefused`, with the remedy, when a run of this DAG would not start."""
+        """Raise what keeps a run of this DAG from starting: :class:`SiteRefused`, or a pause."""
         dag = airflow.dag(dag_id)
         if dag is None or dag.broken:
             raise self._missing(airflow, dag_id)
         if dag.is_paused:
-            raise SiteRefused(
-                f"The DAG {dag_id} is paused at the site.",
-                remedy="Switch it on in the site's Airflow; the run goes on then.",
+            # not a refusal: a pause is meant to end, and what waits for it goes on then
+            raise SiteUnreachable(
+                f"The DAG {dag_id} is paused at the site. Switch it on in the site's Airflow.",
+                remedy="Switch it on in the site's Airflow; what waits for it goes on then.",
             )
         contract = dag.tagged("contract-")
         if contract != str(CONTRACT_VERSION):

@@ -17,6 +17,8 @@ from tests.trainer_process.bench import SCRIPTED
 
 KEY = b"s" * 32
 """The key of the site, as :class:`tests.trainer_process.bench.Bench` signs with it."""
+SCHEDULER_TURN = 2.0
+"""Seconds after which Airflow 2's scheduler has forgotten a run that ended: what it has in hand it would write anew."""
 
 
 class Hospital:
@@ -69,15 +71,20 @@ class Hospital:
     def forget_runs(self) -> None:
         """End and delete all runs, so that the next test may use their names."""
         api = self.api
-        for dag_id in ("fp-train", "fp-evaluate"):
-            for row in api._call("GET", f"dags/{dag_id}/dagRuns", params={"limit": 100}).fields()["dag_runs"]:
-                run = str(row["dag_run_id"])
-                if row["state"] in ("queued", "running"):
-                    api.fail(dag_id, run, "The test is over.")
-                end = time.monotonic() + 15
-                while self.is_alive(run) and time.monotonic() < end:
-                    time.sleep(0.1)
-                api._call("DELETE", f"dags/{dag_id}/dagRuns/{run}", missing=True)
+        rows = api._call("POST", "dags/~/dagRuns/list", json={"dag_ids": ["fp-train", "fp-evaluate"]}).fields()[
+            "dag_runs"
+        ]
+        runs = [(str(row["dag_id"]), str(row["dag_run_id"]), str(row["state"])) for row in rows]
+        for dag_id, run, state in runs:
+            if state in ("queued", "running"):
+                api.fail(dag_id, run, "The test is over.")
+        end = time.monotonic() + 15
+        while any(self.is_alive(run) for _, run, _ in runs) and time.monotonic() < end:
+            time.sleep(0.1)
+        if any(state in ("queued", "running") for *_, state in runs):
+            time.sleep(SCHEDULER_TURN)
+        for dag_id, run, _ in runs:
+            api._call("DELETE", f"dags/{dag_id}/dagRuns/{run}", missing=True)
         # a deleted run leaves its log file, to which one of the same name would append
         for folder in (self.server.folder / "logs").glob("dag_id=fp-*/run_id=*"):
             shutil.rmtree(folder)

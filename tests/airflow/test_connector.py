@@ -8,7 +8,7 @@ import pytest
 
 from fedportal.connectors.airflow import AirflowConnector
 from fedportal.connectors.base import RunState
-from fedportal.connectors.errors import SiteMisbehaved, SiteRefused
+from fedportal.connectors.errors import SiteMisbehaved, SiteRefused, SiteUnreachable
 from tests.airflow.hospital import Hospital
 from tests.connectors.contract import ConnectorContract
 from tests.trainer_process.bench import Bench, wait_for
@@ -25,7 +25,9 @@ class TestAirflow(ConnectorContract):
 
 def test_no_key_is_in_the_configuration_of_a_run(hospital: Hospital, bench: Bench) -> None:
     ticket = bench.ticket("quick")
-    hospital.connector().launch(ticket)
+    site = hospital.connector()
+    site.launch(ticket)
+    wait_for(lambda: site.poll(ticket.run).state.is_over, seconds=30)
     document = hospital.api._call("GET", f"dags/fp-train/dagRuns/{ticket.run}").fields()
     assert document["conf"] == {"run": ticket.run, "spec_url": ticket.spec_url, "contract": 1}
 
@@ -79,14 +81,14 @@ def test_a_paused_dag_is_told_with_the_remedy_and_the_run_goes_on_when_it_is_swi
     site, ticket = hospital.connector(), bench.ticket("quick")
     try:
         hospital.api._call("PATCH", "dags/fp-train", json={"is_paused": True})
-        with pytest.raises(SiteRefused, match="paused") as refusal:
+        with pytest.raises(SiteUnreachable, match="paused") as refusal:
             site.launch(ticket)
         assert "Switch it on" in refusal.value.remedy
         # paused after the look and before the start: Airflow takes the run and lets it wait
         assert hospital.api.trigger(
             "fp-train", ticket.run, {"run": ticket.run, "spec_url": ticket.spec_url, "contract": 1}
         )
-        with pytest.raises(SiteRefused, match="paused"):
+        with pytest.raises(SiteUnreachable, match="paused"):
             wait_for(lambda: site.poll(ticket.run).state is not RunState.WAITING, seconds=3)
     finally:
         hospital.api._call("PATCH", "dags/fp-train", json={"is_paused": False})
