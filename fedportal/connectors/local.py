@@ -215,10 +215,10 @@ class LocalConnector(Configured):
             count = sum(1 for _ in self._data_root.iterdir())
         except OSError as error:
             raise SiteRefused(
-                f"{self._data_root} cannot be read ({error.strerror}).",
+                f"The data folder cannot be read ({error.strerror}).",
                 remedy="Correct the folder or its rights.",
             ) from error
-        return f"{self._data_root} can be read, {count} entries."
+        return f"The data folder can be read, {count} entries."  # everybody reads it, so without the path
 
     def _check_work(self) -> str:
         try:
@@ -228,7 +228,7 @@ class LocalConnector(Configured):
             probe.unlink()
         except OSError as error:
             raise SiteRefused(
-                f"{self._work_dir} cannot be written ({error.strerror}).",
+                f"The work folder cannot be written ({error.strerror}).",
                 remedy="Correct the folder or its rights.",
             ) from error
         free = shutil.disk_usage(self._work_dir).free

@@ -131,7 +131,7 @@ class SiteAdmin(admin.ModelAdmin):
     def is_in_use(self, site: Site) -> bool:
         return not site.is_retired
 
-    @admin.action(description="Check now", permissions=["change"])
+    @admin.action(description="Test connection", permissions=["change"])
     def check_now(self, request: HttpRequest, queryset: QuerySet[Site]) -> None:
         asked = queryset.active()
         for site in asked:
@@ -143,7 +143,7 @@ class SiteAdmin(admin.ModelAdmin):
         return [own, *super().get_urls()]
 
     def check_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """Answer the button “Check now” of one site."""
+        """Answer the button “Test connection” of one site."""
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
         site = get_object_or_404(Site, pk=object_id)

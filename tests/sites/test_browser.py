@@ -181,7 +181,7 @@ def test_a_site_is_registered_and_checked_by_the_orchestrator_before_the_operato
     page.get_by_label("Data folder").fill(str(tmp_path / "data"))
     page.get_by_label("Work folder").fill(str(tmp_path / "work"))
     page.get_by_role("button", name="Register and check").click()
-    page.get_by_text("can be read, 0 entries").wait_for()
+    page.get_by_text("The data folder can be read, 0 entries.").wait_for()
     steps = page.locator(".steps > li")
     assert [step.split("\n")[0].split(" ")[0] for step in steps.all_inner_texts()] == [
         "Data",
