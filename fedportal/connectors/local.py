@@ -22,6 +22,8 @@ from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
 from fedportal.connectors.trainer_process import COMMAND, TrainerProcess, is_locked
 from trainer.contract import EXPLANATIONS, Exit, LaunchTicket
 
+NO_ROOM = 64 * 1024
+"""Bytes. A run that died without a word on a disk with less than this died of it."""
 LEAST_FREE = 1024**3
 LOG_CHUNK = 256 * 1024
 GRACE = 4.0
@@ -125,6 +127,10 @@ class LocalConnector(Configured):
         if ended is not None:
             return ended
         if (folder / "pid").exists():
+            with contextlib.suppress(OSError):
+                if shutil.disk_usage(folder).free < NO_ROOM:  # too little to leave even a word
+                    code = Exit.DISK_FULL
+                    return RunStatus(RunState.FAILED, exit_code=int(code), message=EXPLANATIONS[code])
             return RunStatus(RunState.FAILED, message=f"{KILLED} The log ends with: {_last_words(folder)}")
         return RunStatus(RunState.LOST, message="The site does not know this run.")
 

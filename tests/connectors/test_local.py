@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,7 @@ from fedportal.connectors.registry import build
 from fedportal.connectors.trainer_process import TrainerProcess, is_locked
 from tests.connectors.contract import ConnectorContract
 from tests.trainer_process.bench import SCRIPTED, Bench, wait_for
+from trainer.contract import Exit
 
 pytestmark = pytest.mark.store
 RunFolder = Callable[[str], Path]
@@ -52,6 +54,18 @@ def test_a_killed_run_is_failed_and_says_why(local_site: LocalConnector, bench: 
     assert "memory" in status.message
     assert "scripted work: killed" in status.message or "printed by a library" in status.message
     assert local_site.launch(ticket) is False
+
+
+def test_a_run_that_could_not_even_say_that_the_disk_is_full_is_told_from_a_killed_one(
+    local_site: LocalConnector, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket = bench.ticket("killed")
+    local_site.launch(ticket)
+    wait_for(lambda: local_site.poll(ticket.run).state.is_over)
+    monkeypatch.setattr("fedportal.connectors.local.shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    status = local_site.poll(ticket.run)
+    assert (status.state, status.exit_code) == (RunState.FAILED, Exit.DISK_FULL)
+    assert "disk is full" in status.message
 
 
 @pytest.mark.parametrize("dataset", ["computes", "has-children"])

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import nibabel
 import numpy
@@ -283,3 +288,33 @@ def test_a_site_that_returns_rubbish_is_refused_and_the_round_goes_on(
     assert researcher.site_run(key, slug)["state"] == state
     assert sentence in researcher.site_run(key, slug)["reason"]
     assert "Round 1 aggregated from 1 of 2 sites." in researcher.sentences(key)
+
+
+# --- what is left in the end --------------------------------------------------------------------------
+
+
+def test_every_file_of_a_model_is_what_the_portal_says_and_its_bundle_infers_alone(
+    researcher, hospitals, tmp_path: Path
+):
+    key = researcher.start(GOOD[:2], title="Files")
+    researcher.wait(key)
+    model = researcher.get(f"/experiments/{key}/models/")[-1]
+    said = {"weights": model["sha256"]} | {made["kind"]: made["sha256"] for made in model["artefacts"]}
+    assert set(said) == {"weights", "recipe", "bundle"}
+    for kind, digest in said.items():
+        answer = requests.get(model["files"][kind], headers={"Authorization": f"Token {researcher.token}"}, timeout=30)
+        assert hashlib.sha256(answer.content).hexdigest() == digest
+        assert "attachment" in answer.headers["content-disposition"]
+        (tmp_path / kind).write_bytes(answer.content)
+    recipe = json.loads((tmp_path / "recipe").read_text())
+    assert recipe["weights"]["sha256"] == model["sha256"]
+
+    zipfile.ZipFile(tmp_path / "bundle").extractall(tmp_path / "there")
+    (folder,) = (tmp_path / "there").iterdir()
+    places = {"dataset_dir": str(hospitals.dataset(GOOD[0]) / "imagesTr"), "output_dir": str(tmp_path / "out")}
+    program = (
+        f"import monai.bundle; monai.bundle.run(config_file='configs/inference.json', bundle_root='.', **{places})"
+    )
+    # -I: neither this folder's modules nor anybody's environment, MONAI alone
+    subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", program], cwd=folder, check=True, timeout=120)
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 3
