@@ -62,7 +62,7 @@ def test_a_run_that_could_not_even_say_that_the_disk_is_full_is_told_from_a_kill
     ticket = bench.ticket("killed")
     local_site.launch(ticket)
     wait_for(lambda: local_site.poll(ticket.run).state.is_over)
-    monkeypatch.setattr("fedportal.connectors.local.shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    monkeypatch.setattr("fedportal.connectors.local.shutil.disk_usage", lambda _folder: SimpleNamespace(free=0))
     status = local_site.poll(ticket.run)
     assert (status.state, status.exit_code) == (RunState.FAILED, Exit.DISK_FULL)
     assert "disk is full" in status.message
