@@ -30,6 +30,7 @@ LOG_CHUNK = 256 * 1024
 GRACE = 12.0
 """Seconds in which a cancelled run's processes must have ended: Airflow tells its tasks at their next heartbeat."""
 LOOK_AGAIN = 0.5
+PROBE_EVERY = 600.0
 FRESH = 1.0
 """Seconds for which a list of the site's open runs answers for each of them."""
 LISTED_FROM = 3
@@ -85,6 +86,7 @@ class AirflowConnector(Configured):
         self._site, self._clock, self._sleep = site, clock, sleep
         self._lock = threading.Lock()
         self._api: Airflow | None = None
+        self._probed_at = 0.0
         self._dag_of: dict[str, str] = {}
         self._asked: dict[str, float] = {}
         self._queued_since: dict[str, float] = {}
@@ -112,10 +114,10 @@ class AirflowConnector(Configured):
     # --- which Airflow -------------------------------------------------------------------------------
 
     def _airflow(self) -> Airflow:
-        """Return the dialect that the site speaks, asked once."""
+        """Return the dialect that the site speaks, asked now and then: a site may be updated."""
         with self._lock:
-            if self._api is None:
-                self._api = self._probe()
+            if self._api is None or self._clock() - self._probed_at > PROBE_EVERY:
+                self._api, self._probed_at = self._probe(), self._clock()
             return self._api
 
     def _probe(self) -> Airflow:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from fedportal.connectors.errors import SiteMisbehaved, SiteRefused
+from fedportal.connectors.errors import SiteMisbehaved, SiteRefused, SiteUnreachable
 from fedportal.connectors.http import Answer, Http
 
 CHECK_LOGIN = "Check user and password at the site; the role Op has all rights that are needed."
@@ -142,6 +142,12 @@ class Airflow(ABC):
         """Return the answer; ``None`` for 404 where ``missing`` allows it."""
         answer = self._send(method, f"{self.root}/{path}", **options)
         if answer.status == 404 and missing:
+            if not _is_airflows_own(answer):
+                # a proxy's 404 while Airflow is away, or another generation since: no word about the run
+                raise SiteUnreachable(
+                    f"{answer.where} is answered with 404 by something that is not Airflow.",
+                    remedy="Check that Airflow's web server runs, and the proxy before it.",
+                )
             return None
         return self._require(answer)
 
@@ -200,6 +206,13 @@ def _rows(answer: Answer, name: str) -> list[dict[str, Any]]:
             f"The answer to {answer.where} has no {name}.", remedy="Compare the versions of Airflow and portal."
         )
     return rows
+
+
+def _is_airflows_own(answer: Answer) -> bool:
+    try:
+        return "detail" in answer.fields()
+    except SiteMisbehaved:
+        return False
 
 
 def _detail(answer: Answer) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,47 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedportal.connectors.errors import SiteMisbehaved, SiteRefused, SiteUnreachable
 from fedportal.connectors.http import Http, host_allowed
-
-
-class Server:
-    """Answers with what the script says: (status, headers, body) in turn, the last one for ever."""
-
-    def __init__(self) -> None:
-        self.script: list[tuple[int, dict[str, str], bytes]] = [(200, {}, b"{}")]
-        self.seen: list[tuple[str, str, dict[str, str]]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                outer.seen.append((self.command, self.path, dict(self.headers)))
-                status, headers, body = outer.script.pop(0) if len(outer.script) > 1 else outer.script[0]
-                if not status:
-                    self.close_connection = True
-                    return
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_GET = do_POST = do_PATCH = answer  # noqa: N815
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-
-    def start(self) -> None:
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def port(self) -> int:
-        return self.server.server_port
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/base"
+from tests.connectors.scripted_server import Server
 
 
 @pytest.fixture

@@ -1,0 +1,143 @@
+"""What the Airflow connector makes of answers that a healthy Airflow does not give. Real servers: tests/airflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from fedportal.connectors.airflow import AirflowConnector
+from fedportal.connectors.airflow_api import trainer_lines
+from fedportal.connectors.base import RunState
+from fedportal.connectors.errors import SiteMisbehaved, SiteRefused, SiteUnreachable
+from fedportal.connectors.fields import SiteContext, Unfit
+from tests.connectors.scripted_server import Server
+from trainer.contract import LaunchTicket
+
+RUN = "fp-abcd-r1-mainz-a1"
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def answer(status: int, document: Any) -> Answer:
+    return status, {"Content-Type": "application/json"}, json.dumps(document).encode()
+
+
+VERSION = answer(200, {"version": "2.11.2"})
+NOT_HERE = answer(404, {"title": "not found", "detail": None, "status": 404, "type": "about:blank"})
+NO_V2 = (404, {"Content-Type": "text/html"}, b"<html>")
+DAG = {"dag_id": "fp-train", "is_paused": False, "is_active": True, "tags": [{"name": "contract-1"}]}
+HTML_404 = (404, {"Content-Type": "text/html"}, b"default backend - 404")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    server.start()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+def site(server: Server, *script: Answer) -> AirflowConnector:
+    server.script = [NO_V2, VERSION, *script]
+    return AirflowConnector(url=server.url, user="u", password="p", site=SiteContext("mainz"))
+
+
+def launch(connector: AirflowConnector) -> bool:
+    return connector.launch(LaunchTicket(RUN, "http://store/spec"))
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 429])
+def test_an_airflow_in_trouble_is_asked_again_later(server: Server, status: int) -> None:
+    with pytest.raises(SiteUnreachable):
+        site(server, answer(status, {})).poll(RUN)
+
+
+def test_a_proxys_404_does_not_make_a_run_lost(server: Server) -> None:
+    with pytest.raises(SiteUnreachable, match="not Airflow"):
+        site(server, HTML_404).poll(RUN)
+    assert site(server, NOT_HERE).poll(RUN).state is RunState.LOST
+
+
+def test_an_update_to_airflow_3_does_not_make_a_run_lost(server: Server) -> None:
+    with pytest.raises(SiteUnreachable):
+        site(server, answer(404, {"error": "/api/v1 has been removed in Airflow 3"})).poll(RUN)
+
+
+def test_a_login_page_is_no_airflow(server: Server) -> None:
+    server.script = [(302, {"Location": "/login"}, b"")]
+    with pytest.raises(SiteRefused, match="login"):
+        AirflowConnector(url=server.url, user="u", password="p", site=SiteContext("mainz")).poll(RUN)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_rights_that_are_lacking_are_a_refusal(server: Server, status: int) -> None:
+    with pytest.raises(SiteRefused, match=str(status)):
+        site(server, answer(status, {"title": "no", "detail": None})).poll(RUN)
+
+
+def test_a_missing_dag_and_a_broken_one_are_told_apart(server: Server) -> None:
+    nothing = answer(200, {"import_errors": [], "total_entries": 0})
+    with pytest.raises(SiteRefused, match="has no DAG fp-train") as refusal:
+        launch(site(server, NOT_HERE, nothing))
+    assert "install" in refusal.value.remedy
+    trace = "Traceback …\nFileNotFoundError: fedportal.json"
+    broken = answer(200, {"import_errors": [{"filename": "/dags/fedportal/fedportal_dags.py", "stack_trace": trace}]})
+    with pytest.raises(SiteRefused, match=r"broken at the site: FileNotFoundError: fedportal\.json"):
+        launch(site(server, NOT_HERE, broken))
+    with pytest.raises(SiteRefused, match="broken"):
+        launch(site(server, answer(200, {**DAG, "has_import_errors": True}), broken))
+
+
+def test_a_dag_of_another_contract_is_not_started(server: Server) -> None:
+    with pytest.raises(SiteRefused, match="contract 7, the portal 1"):
+        launch(site(server, answer(200, {**DAG, "tags": [{"name": "contract-7"}]})))
+    assert [method for method, *_ in server.seen].count("POST") == 0
+
+
+def test_a_run_that_exists_is_a_success_and_another_conflict_is_not(server: Server) -> None:
+    run = answer(200, {"dag_run_id": RUN, "state": "running", "note": None})
+    assert launch(site(server, answer(200, DAG), answer(409, {"detail": "exists"}), run)) is False
+    with pytest.raises(SiteMisbehaved):
+        launch(site(server, answer(200, DAG), answer(409, {"detail": "exists"}), NOT_HERE))
+
+
+def test_an_answer_of_another_product_is_misbehaviour(server: Server) -> None:
+    with pytest.raises(SiteMisbehaved):
+        site(server, answer(200, ["not", "an", "object"])).poll(RUN)
+
+
+def test_of_a_tasks_log_the_trainers_lines_and_airflows_errors_are_kept() -> None:
+    entries = [
+        ("task.py", "INFO", "Filling up the DagBag from /secret/place"),
+        ("subprocess.py", "INFO", "Running command: ['python', '-m', 'trainer.task', 'train']"),
+        ("subprocess.py", "INFO", "Output:"),
+        ("subprocess.py", "INFO", '{"message": "fetching the global model"}'),
+        ("taskinstance.py", "ERROR", "Received SIGTERM. Terminating subprocesses."),
+        ("subprocess.py", "INFO", "Command exited with return code 40"),
+        ("subprocess.py", "INFO", "after the end"),
+    ]
+    assert trainer_lines(entries).splitlines() == [
+        '{"message": "fetching the global model"}',
+        "Received SIGTERM. Terminating subprocesses.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        (" https://airflow.example/flow/ ", "https://airflow.example/flow"),
+        ("https://airflow.example/api/v1", "https://airflow.example"),
+        ("https://airflow.example/home", "https://airflow.example"),
+    ],
+)
+def test_an_address_is_stored_as_the_base_of_both_interfaces(given: str, stored: str) -> None:
+    assert AirflowConnector.clean_config({"url": given, "user": "u"}, {})["url"] == stored
+
+
+def test_an_address_that_no_site_has_is_refused_in_its_field() -> None:
+    with pytest.raises(Unfit) as unfit:
+        AirflowConnector.clean_config({"url": "https://169.254.169.254", "user": "u"}, {})
+    assert unfit.value.field == "url"
