@@ -205,6 +205,19 @@ def test_the_training_process_is_gone_when_cancel_returns(
     assert site.poll(ticket.run).state is RunState.CANCELLED
 
 
+def test_a_scheduler_that_is_killed_in_the_middle_costs_time_only(
+    kaapana: KaapanaDouble, site: KaapanaConnector, bench: Bench
+) -> None:
+    ticket = bench.ticket("quick")
+    site.launch(ticket)
+    named(RunState.RUNNING, site, ticket)
+    kaapana.kill_scheduler()
+    assert over(site, ticket) is RunState.SUCCEEDED
+    assert bench.manifest(ticket).exit_code == 0
+    assert bench.read(ticket, "log.txt").decode().count('"run begins"') == 1
+    assert len(kaapana.runs()) == 1
+
+
 def test_curves_come_by_the_log_where_a_pod_cannot_reach_the_portal(
     kaapana: KaapanaDouble, site: KaapanaConnector, bench: Bench
 ) -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -50,6 +51,26 @@ current_app.wsgi_app = PassOn(current_app.wsgi_app)
 
 
 class KaapanaAirflow(AirflowServer):
+    """Airflow as Kubernetes runs it: what ends is started again. (A scheduler ends when a run that it holds is deleted.)"""
+
+    def start(self, *, timeout: float = 120, wait: bool = True) -> AirflowServer:
+        super().start(timeout=timeout, wait=wait)
+        self._closing = threading.Event()
+        self._keeper = threading.Thread(target=self._keep_running, daemon=True)
+        self._keeper.start()
+        return self
+
+    def stop(self) -> None:
+        self._closing.set()
+        self._keeper.join()
+        super().stop()
+
+    def _keep_running(self) -> None:
+        while not self._closing.wait(1.0):
+            for name, process in list(self._processes.items()):
+                if process.poll() is not None:
+                    self._processes[name] = self._spawn(name, self._commands()[name])
+
     def _make_database(self) -> None:
         super()._make_database()
         (self.folder / "webserver_config.py").write_text(_WEB_CONFIG)
@@ -116,6 +137,9 @@ class KaapanaDouble:
     def stop(self) -> None:
         self.door.close()
         self.airflow.stop()
+
+    def kill_scheduler(self) -> None:
+        self.airflow._processes["scheduler"].kill()
 
     def set_paused(self, dag: str, *, paused: bool) -> None:
         with self._database() as database, database:
