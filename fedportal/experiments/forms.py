@@ -28,6 +28,7 @@ from fedportal.experiments.recipe import (
 )
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset, Site
+from fedportal.ui.validators import visible_line
 
 
 class SectionForm(forms.Form):
@@ -63,6 +64,7 @@ class QuestionForm(SectionForm):
     name = forms.CharField(
         label="Name",
         max_length=120,
+        validators=[visible_line],
         help_text="A name that you will recognise in a list.",
         error_messages={"required": "Give the experiment a name that you will recognise in a list."},
     )

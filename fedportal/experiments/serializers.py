@@ -27,6 +27,7 @@ from fedportal.experiments.readiness import best_by_problem, initial_model_probl
 from fedportal.experiments.recipe import SETTINGS, Kind, Setting, flatten
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset
+from fedportal.ui.validators import visible_line
 from trainer.contract import LOCAL_LAYERS
 
 
@@ -195,7 +196,7 @@ class ExperimentSerializer(
         required=False,
         help_text="Options of the strategy, by name; what is left out has its default. Those of another strategy are dropped.",
     )
-    title = serializers.CharField(max_length=120, required=False)
+    title = serializers.CharField(max_length=120, required=False, validators=[visible_line])
     question = serializers.CharField(max_length=4000, allow_blank=True, required=False)
     owner = serializers.CharField(source="owner.username", read_only=True)
     cloned_from = serializers.CharField(source="cloned_from.key", read_only=True, default=None, allow_null=True)

@@ -212,8 +212,9 @@ def start(*, experiment: Experiment, by: User) -> None:
             raise NotReady(failing)
         lifecycle.move_experiment(experiment, ExperimentState.RUNNING)
         Round.objects.create(experiment=experiment, number=1)
-        sites = experiment.participations.count()
-        text = f"{by} started the experiment: {experiment.rounds_planned} rounds at {sites} site{'s' if sites != 1 else ''}."
+        rounds, sites = experiment.rounds_planned, experiment.participations.count()
+        counted = f"{rounds} round{'s' if rounds != 1 else ''} at {sites} site{'s' if sites != 1 else ''}"
+        text = f"{by} started the experiment: {counted}."
         journal.record(experiment, "started", text, level=Event.Level.GOOD, by=by.username)
         experiment.wake()
 

@@ -136,6 +136,9 @@ def test_regions_and_sites_may_come_in_one_request(api):
 REFUSED = [
     ({"title": ""}, "title"),
     ({"title": "x" * 121}, "title"),
+    ({"title": "two\nlines"}, "title"),
+    ({"title": "\u202eturned"}, "title"),
+    ({"title": "\u200b"}, "title"),
     ({"title": ["a"]}, "title"),
     ({"question": "x" * 4001}, "question"),
     ({"colour": "red"}, "colour"),
