@@ -111,7 +111,7 @@ class ArtefactSerializer(serializers.ModelSerializer):
         fields = ["kind", "sha256", "size"]
 
 
-class ModelSerializer(serializers.ModelSerializer):
+class GlobalModelSerializer(serializers.ModelSerializer):
     """The global model of a round (0: the initial one). ``files``: kind → address to GET, which redirects."""
 
     artefacts = ArtefactSerializer(many=True, read_only=True)
@@ -199,11 +199,11 @@ class RoundsView(APIView):
 class ModelsView(APIView):
     """Every global model with its checksum, its Dice and its files, oldest first."""
 
-    @extend_schema(tags=READ, responses=ModelSerializer(many=True))
+    @extend_schema(tags=READ, responses=GlobalModelSerializer(many=True))
     def get(self, request: Request, key: str) -> Response:
         experiment = visible_experiment(request.user, key)
         rows = GlobalModel.objects.filter(experiment=experiment).order_by("round_number").prefetch_related("artefacts")
-        return Response(ModelSerializer(rows, many=True, context={"request": request, "key": key}).data)
+        return Response(GlobalModelSerializer(rows, many=True, context={"request": request, "key": key}).data)
 
 
 class ModelFileView(APIView):
