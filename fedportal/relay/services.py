@@ -111,14 +111,16 @@ def _learn_tokens() -> None:
     """
     if time.monotonic() < _learning["next"]:
         return
-    _learning["next"] = time.monotonic() + LEARN_EVERY
+    has_new = False
     for site in Site.objects.active().filter(connector=KaapanaPullConnector.KIND):
         token = str(site.secrets.get("portal_token", ""))
         digest = hashlib.sha256(token.encode()).hexdigest() if token else None
         known = RemoteInstance.objects.filter(site=site).values_list("token_digest", flat=True).first()
         if digest is not None and known != digest:
             RemoteInstance.objects.update_or_create(site=site, defaults={"token_digest": digest})
-            _learning["next"] = 0.0
+            has_new = True
+    if not has_new:
+        _learning["next"] = time.monotonic() + LEARN_EVERY
 
 
 def require_name(instance: RemoteInstance, name: str) -> None:

@@ -19,7 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,7 +120,6 @@ class Job:
     status: str = "pending"
     told: str = ""
     """The status that the portal has been told last."""
-    reports: list[str] = field(default_factory=list)
 
     @property
     def is_over(self) -> bool:
@@ -134,8 +133,10 @@ class PullingSite:
         self.name = settings["instance_name"]
         self.settings = settings
         self.faults = set(settings.get("faults", ()))
-        self.jobs: dict[int, Job] = {}
-        self.polls = 0
+        self._table = Path(settings["work_dir"]) / "jobs.json"
+        rows = json.loads(self._table.read_text()) if self._table.exists() else []
+        self.jobs = {row["external_id"]: Job(**row) for row in rows}
+        self._written = ""
         self._session = requests.Session()
         self._session.headers.update({"FederatedAuthorization": definition["token"], "User-Agent": "kaapana"})
         self._seal = Fernet(_own_key(Path(settings["work_dir"])))
@@ -152,6 +153,11 @@ class PullingSite:
         else:
             self._poll()
         self._work()
+        rows = json.dumps([asdict(job) for job in self.jobs.values()])
+        if rows != self._written:  # as Kaapana's database, the table outlives the process
+            self._table.with_suffix(".new").write_text(rows)
+            self._table.with_suffix(".new").replace(self._table)
+            self._written = rows
 
     # --- calls ------------------------------------------------------------------------------------
 
@@ -183,7 +189,6 @@ class PullingSite:
             "kaapana-backend/remote/sync-client-remote", self.advert, instance_name=self.name, status="queued"
         )
         answer.raise_for_status()
-        self.polls += 1
         document = answer.json()
         workflows = {
             w["workflow_id"]: w["involved_kaapana_instances"][1:-1].split(",") for w in document["incoming_workflows"]
@@ -199,7 +204,6 @@ class PullingSite:
         body = {"client_to_remote_instance": self.advert, "client_to_remote_jobs": reports}
         answer = self.call("kaapana-remote/remote/sync-client-remote", body)
         answer.raise_for_status()
-        self.polls += 1
         document = answer.json()
         for job in untold:
             job.told = job.status

@@ -74,6 +74,26 @@ def steward(stage: PollingStage) -> str:
     return f"{experiment.duration.total_seconds():.1f} s"
 
 
+def power_cuts(stage: PollingStage) -> str:
+    """The polling side of a hospital, then the portal, are killed while runs go on: nothing is lost, nothing runs twice."""
+    experiment = stage.experiment(plan={**PLAN, "local_epochs": 60}, title="Power cuts")
+    from fedportal.relay.models import RemoteJob
+
+    runs = RemoteJob.objects.filter(run__startswith=f"fp-{experiment.key}-r1-")
+    stage.wait_for(runs.filter(site__slug="mainz", state="running").exists, timeout=120)
+    stage.kill("site-mainz")
+    stage.kill("portal")
+    time.sleep(3)
+    stage.start("portal")
+    stage.open_site("mainz", dialect="sync")
+    experiment = stage.wait_for_end(experiment, timeout=240)
+    assert experiment.state == "completed", f"{experiment.reason}\n{stage.journal(experiment)}"
+    stage.wait_for(lambda: not runs.exclude(state="finished").exists(), timeout=60)
+    for log in stage.folder.glob(f"work/*/runs/fp-{experiment.key}-*/log.txt"):
+        assert log.read_text().count('"run begins"') == 1, log
+    return f"{experiment.duration.total_seconds():.1f} s"
+
+
 def cancel(stage: PollingStage) -> str:
     """The training processes of all sites end, at the old dialect without any word for it in the protocol."""
     experiment = stage.experiment(plan=LONG, title="To be cancelled")
@@ -220,6 +240,7 @@ SCENES: dict[str, Callable[[PollingStage], str]] = {
     "relay": relay,
     "only-the-portal": only_the_portal,
     "steward": steward,
+    "power-cuts": power_cuts,
     "cancel": cancel,
     "dag": dag,
 }
