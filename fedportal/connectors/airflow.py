@@ -39,7 +39,7 @@ FORGET_OPEN = 120.0
 QUEUED_LONG = 10.0
 """Seconds after which we ask why a run does not start."""
 KILLED = "The run failed at the site before the trainer could say why. Airflow's log of its task has more."
-ENDED_THERE = "The run was ended at the site: its Airflow was stopped, or somebody marked the run as failed."
+ENDED_THERE = "The run was ended at the site: its time was up, its Airflow was stopped, or somebody ended it."
 INSTALL = "Run `python -m trainer.install` at the site; docs/airflow.md says how."
 
 

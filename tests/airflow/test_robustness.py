@@ -92,3 +92,16 @@ def test_an_airflow_that_is_shut_down_ends_its_runs_or_lets_them_finish(hospital
         assert not bench.has(ticket, "manifest.json")
     assert begins(hospital, ticket.run) <= 2
     assert not hospital.is_alive(ticket.run)
+
+
+def test_a_run_whose_time_is_up_is_ended_once_and_for_all(hospital: Hospital, bench: Bench) -> None:
+    site, ticket = hospital.connector(), bench.ticket("lasts", attempt=6)
+    hospital.install("--hours", "0.002")
+    try:
+        at_work(hospital, site, ticket)
+        wait_for(lambda: state_of(site, ticket.run) is RunState.FAILED, seconds=60)
+    finally:
+        hospital.install()
+    assert "its time was up" in site.poll(ticket.run).message
+    assert not hospital.is_alive(ticket.run)
+    assert begins(hospital, ticket.run) == 1

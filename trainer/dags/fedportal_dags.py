@@ -21,9 +21,9 @@ except ImportError:
     from airflow import DAG
     from airflow.models import BaseOperator
 try:
-    from airflow.sdk.exceptions import AirflowException, AirflowFailException
+    from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 except ImportError:
-    from airflow.exceptions import AirflowException, AirflowFailException
+    from airflow.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 try:
     from airflow.providers.standard.hooks.subprocess import SubprocessHook
 except ImportError:
@@ -62,7 +62,12 @@ class TrainerOperator(BaseOperator):
             "FEDPORTAL_CONF": json.dumps(context["dag_run"].conf or {}),
         }
         self._hook = SubprocessHook()
-        result = self._hook.run_command([*self.command, self.duty], env=environment, cwd=SETTINGS["lib"])
+        try:
+            result = self._hook.run_command([*self.command, self.duty], env=environment, cwd=SETTINGS["lib"])
+        except AirflowTaskTimeout as error:
+            self.on_kill()
+            # not tried again: it would take as long
+            raise AirflowFailException("The run's time is up.") from error
         if result.exit_code == NO_VERDICT:
             raise AirflowException(result.output)
         if result.exit_code != 0:
