@@ -252,7 +252,8 @@ def _row(round_: Round, looks: Iterable[SiteStyle]) -> RoundRow:
 def overview(experiment: Experiment, *, count: int = ROUNDS_SHOWN, looks: list[SiteStyle] | None = None) -> Overview:
     """Read what the page tells of an experiment; a fixed number of queries."""
     looks = site_styles(experiment) if looks is None else looks
-    models = list(GlobalModel.objects.filter(experiment=experiment).defer("scores").order_by("round_number"))
+    found = GlobalModel.objects.filter(experiment=experiment).order_by("round_number")
+    models = list(found.defer("scores") if experiment.best_by == MEAN else found)
     view = Overview(experiment, looks, round_rows(experiment, looks, count=count), models)
     if view.measured is not None:
         view.worst = _worst_site(experiment, view.measured, looks)

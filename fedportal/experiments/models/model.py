@@ -6,7 +6,7 @@ from django.db import models
 from django.utils import timezone
 
 from fedportal.experiments.models.experiment import Experiment
-from fedportal.experiments.models.scores import dice_of
+from fedportal.experiments.models.scores import MEAN, dice_of
 
 
 class GlobalModel(models.Model):
@@ -36,7 +36,8 @@ class GlobalModel(models.Model):
         return f"Model of round {self.round_number} of {self.experiment}"
 
     def dice_of(self, region: str) -> float | None:
-        return dice_of(region, self.dice, self.scores)
+        # the mean has a column of its own: a list of models need not fetch all their scores for it
+        return dice_of(region, self.dice, {} if region == MEAN else self.scores)
 
 
 class Artefact(models.Model):
