@@ -186,8 +186,14 @@ class Engine:
         """Wait with an experiment; return True when there is something to do, False to give it back."""
         experiment = claim.experiment
         looked = 0.0
+        # By both clocks: one that is set back while we wait must not make the wait longer.
+        end = time.monotonic() + (outcome.until - self.clock()).total_seconds()
         while lingers() and not self._closing.is_set() and not claim.lost.is_set():
-            if self.clock() >= outcome.until or claim.tools.errands.wait_for_news(NEWS_EVERY):
+            if (
+                self.clock() >= outcome.until
+                or time.monotonic() >= end
+                or claim.tools.errands.wait_for_news(NEWS_EVERY)
+            ):
                 return True
             if claim.snapshot is not None and sitework.has_sign(claim.snapshot, claim.tools, claim.signs):
                 return True

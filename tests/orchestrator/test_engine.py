@@ -463,6 +463,26 @@ def test_lingering_notices_a_pause_and_gives_the_experiment_back(auto: Federatio
     assert time.monotonic() < end
 
 
+def test_a_clock_that_is_set_back_makes_no_wait_longer(auto: Federation, monkeypatch: pytest.MonkeyPatch):
+    experiment, steps, set_back = make_running(auto), [], []
+    engine = make_engine(auto)
+    engine.clock = lambda: START - timedelta(hours=len(set_back))
+
+    def step(s, _tools):
+        steps.append(s.now)
+        return Wait(s.now + timedelta(seconds=0.05))
+
+    def lingers() -> bool:
+        if not set_back:
+            set_back.append(1)
+        return len(steps) < 2 and time.monotonic() < end
+
+    steps_are(monkeypatch, step)
+    end = time.monotonic() + 20
+    engine.drive(experiment.pk, lingers=lingers)
+    assert len(steps) == 2
+
+
 def test_a_restarted_worker_frees_the_claims_of_its_dead_self_only(auto: Federation):
     experiment = make_running(auto)
     make_engine(auto, "vm-1")._claim(experiment.pk)
