@@ -19,7 +19,7 @@ from playwright.sync_api import expect
 
 from fedportal.connectors.weed import Weed
 from tests.e2e.conftest import Stack
-from tests.e2e.portal_client import Client, Hospitals
+from tests.e2e.portal_client import TINY, Client, Hospitals
 from trainer.contract import Kind, Manifest, Stored, signed, verified
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -318,3 +318,41 @@ def test_every_file_of_a_model_is_what_the_portal_says_and_its_bundle_infers_alo
     # -I: neither this folder's modules nor anybody's environment, MONAI alone
     subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", program], cwd=folder, check=True, timeout=120)
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 3
+
+
+# --- another task -------------------------------------------------------------------------------------
+
+
+def test_another_task_of_the_decathlon_is_read_composed_and_trained(researcher, operator, hospitals, stack):
+    """A spleen in CT as the Decathlon delivers it: one channel without an axis of its own, no held-out cases listed."""
+    folder = stack.folder / "spleens" / "Task09_Spleen"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    draw = numpy.random.default_rng(0)
+    listed = []
+    for number in (2, 3, 6, 8, 9):
+        image = draw.normal(0, 300, (24, 22, 18)).astype("float32")
+        label = numpy.zeros(image.shape, "uint8")
+        label[6:14, 8:15, 4 : 9 + number % 3] = 1
+        affine = numpy.diag([0.8, 0.8, 5, 1])
+        for where, values in (("imagesTr", image + 200 * label), ("labelsTr", label)):
+            nibabel.save(nibabel.Nifti1Image(values, affine), folder / where / f"spleen_{number}.nii.gz")
+        listed.append({"image": f"./imagesTr/spleen_{number}.nii.gz", "label": f"./labelsTr/spleen_{number}.nii.gz"})
+    described = {
+        **{"name": "Spleen", "tensorImageSize": "3D", "modality": {"0": "CT"}, "numTraining": 5, "numTest": 1},
+        **{"labels": {"0": "background", "1": "spleen"}, "training": listed, "test": ["./imagesTs/spleen_1.nii.gz"]},
+    }
+    (folder / "dataset.json").write_text(json.dumps(described))
+    config = {"data_root": str(folder.parent), "work_dir": str(hospitals.work("spleens")), "threads": 1}
+    operator.post("/sites/", {"slug": "spleens", "name": "Spleens", "connector": "local", "config": config})
+    hospitals.wait_until_checked("spleens")
+    document = {"preset": "blank", "title": "Spleen", "min_sites": 1}
+    participants = [{"site": "spleens", "dataset": "Task09_Spleen"}]
+    plan = {**TINY, "spacing": [2, 2, 5], "patch": [16, 16, 8]}
+    key = researcher.post("/experiments/", {**document, "participants": participants, "plan": plan})["key"]
+    researcher.post(f"/experiments/{key}/start/")
+    experiment = researcher.wait(key)
+    assert experiment["state"] == "completed", experiment["reason"]
+    assert [region["name"] for region in experiment["plan"]["task"]["regions"]] == ["spleen"]
+    assert {row["region"] for row in numbers(researcher, key, "dice")} == {"spleen", "mean"}
+    assert researcher.site_run(key, "spleens")["steps"] == 2  # four cases in batches of two, the fifth is held out
