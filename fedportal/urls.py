@@ -21,6 +21,7 @@ urlpatterns = [
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="api-docs"),
 ]
+handler400 = "fedportal.ui.views.bad_request"
 handler403 = "fedportal.ui.views.forbidden"
 handler404 = "fedportal.ui.views.not_found"
 handler500 = "fedportal.ui.views.server_error"

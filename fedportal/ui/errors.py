@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from django.contrib import messages
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -23,6 +23,8 @@ from rest_framework.views import exception_handler
 from fedportal.connectors.errors import StoreError, StoreUnreachable
 
 logger = logging.getLogger(__name__)
+
+TOO_LARGE = "This is more than the portal takes at once. Send less."
 
 
 class DomainError(Exception):
@@ -47,6 +49,8 @@ def _known(error: Exception) -> tuple[HTTPStatus, str] | None:
     """Return status and text for people of an expected error, ``None`` of a bug."""
     if isinstance(error, DomainError):
         return error.status, error.message
+    if isinstance(error, RequestDataTooBig):
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE
     if isinstance(error, StoreUnreachable):
         return HTTPStatus.SERVICE_UNAVAILABLE, "The object store does not answer at the moment. Try again in a minute."
     if isinstance(error, StoreError):

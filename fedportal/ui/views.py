@@ -6,19 +6,28 @@ import logging
 
 from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
+from django.core.exceptions import RequestDataTooBig
 from django.db import DatabaseError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
+from django.views.defaults import bad_request as plain_bad_request
 
-from fedportal.ui.errors import new_reference
+from fedportal.ui.errors import TOO_LARGE, new_reference
 from fedportal.ui.gallery import GalleryForm, gallery_context
 from fedportal.ui.permissions import operator_required
 from fedportal.ui.theme import COOKIE, THEMES
 
 logger = logging.getLogger(__name__)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    if not isinstance(exception, RequestDataTooBig):
+        return plain_bad_request(request, exception)
+    context = {"title": "Too large", "text": TOO_LARGE}
+    return render(request, "errors/refused.html", context, status=413)
 
 
 def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
