@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -266,7 +267,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results: list[dict[str, Any]] = []
-    with PollingStage(temporary_folder(), sites=SITES) as stage:
+    folder = temporary_folder()
+    with PollingStage(folder, sites=SITES) as stage:
         stage.start("store")
         stage.set_up_polling()
         stage.start("portal", "trainer", "orchestrator")
@@ -290,6 +292,7 @@ def main() -> int:
             if options.json:
                 with options.json.open("a") as file:
                     file.write(json.dumps(result) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
     return 0 if all(result["ok"] for result in results) else 1
 
 
