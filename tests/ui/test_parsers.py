@@ -36,6 +36,7 @@ def test_a_form_that_is_too_large_is_refused_on_a_page(settings):
     client = Client(enforce_csrf_checks=True)  # as a browser's form: its token is the first to be read
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = 1000
     client.force_login(ada())
+    client.get("/accounts/profile/")
     body = "first_name=" + "a" * 2000
     answer = client.post("/accounts/profile/", body, content_type="application/x-www-form-urlencoded")
     assert answer.status_code == 413
