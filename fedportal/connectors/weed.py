@@ -111,8 +111,9 @@ class Weed:
         while True:
             if self.pid is None:
                 # Its inner ports are found by look and bind: when two servers start at once, one of them may lose.
+                # Its S3 port is given; when somebody else answers there, another start would not help.
                 starts += 1
-                if starts > MOST_STARTS:
+                if starts > MOST_STARTS or self._is_taken():
                     raise StoreError(f"weed has ended: {self._last_words()}")
                 time.sleep(0.3 * starts)
                 self._spawn()
@@ -137,6 +138,11 @@ class Weed:
     def kill(self) -> None:
         """End the server as a power cut would."""
         self._signal(signal.SIGKILL, 10)
+
+    def _is_taken(self) -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            return probe.connect_ex((HOST, self.credentials.port)) == 0
 
     def _signal(self, number: int, timeout: float) -> None:
         pid = self.pid
