@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import re
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -21,6 +23,8 @@ from trainer.job import Fault, Report, Site
 
 KEEP_ROUNDS = 2
 """How many rounds back a site keeps optimizer state: a round may be repeated, even when the next has begun."""
+FORGOTTEN_SECONDS = 90 * 24 * 3600
+"""An experiment with which a site went on this long ago is over: its optimizer state goes."""
 
 
 def build(model: nn.Module, plan: Optimizer) -> torch.optim.Optimizer:
@@ -109,6 +113,7 @@ def preserve(
 
     Repeating a round repeats its result: what it starts from, the file of the round before, is still there.
     """
+    _forget(site)
     match spec.plan.optimizer.treatment:
         case "keep":
             path = kept_path(site, spec.experiment, spec.round)
@@ -124,6 +129,16 @@ def preserve(
             return path
         case _:
             return None
+
+
+def _forget(site: Site) -> None:
+    """Delete the optimizer state of experiments of long ago. A site is never told that an experiment has ended."""
+    latest = time.time() - FORGOTTEN_SECONDS
+    for path in (site.work_dir / "state").glob("*/optimizer-r*.safetensors"):
+        with suppress(OSError):  # another run was faster, or layers of the site lie beside it and stay
+            if path.stat().st_mtime < latest:
+                path.unlink()
+                path.parent.rmdir()
 
 
 def kept_path(site: Site, experiment: str, round: int) -> Path:

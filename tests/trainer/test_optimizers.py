@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import math
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -158,6 +160,20 @@ def test_state_is_kept_for_two_rounds_back(plan, work, site):
         work(plan, round=round)
     kept = sorted(path.name for path in site.state("abcd").iterdir())
     assert kept == [f"optimizer-r{n}.safetensors" for n in (10, 11, 12)]
+
+
+def test_state_of_experiments_of_long_ago_is_forgotten(plan, work, site):
+    ended, layers, paused = (site.state(name) / "optimizer-r3.safetensors" for name in ("old1", "old2", "new1"))
+    for path in (ended, layers, paused):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+    (layers.parent / "layers-r3.safetensors").write_bytes(b"x")
+    for path in (ended, layers):
+        os.utime(path, (time.time() - optimizers.FORGOTTEN_SECONDS - 60,) * 2)
+    work(plan, round=1)
+    assert not ended.parent.exists()
+    assert [path.name for path in layers.parent.iterdir()] == ["layers-r3.safetensors"]
+    assert paused.exists()
 
 
 def test_a_site_without_kept_state_starts_fresh_and_says_so(plan, work, report):
