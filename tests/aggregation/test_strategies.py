@@ -130,22 +130,25 @@ def test_server_state_travels_from_round_to_round(tmp_path):
     np.testing.assert_array_equal(second["conv.weight"], (start["conv.weight"] + velocity).astype(np.float32))
 
 
-def test_layers_that_stay_at_the_sites_are_named_in_the_global_model(tmp_path):
-    path = merged(tmp_path, {"a": (network(1), 1)}, reference=network(0), strategy="fedbn").path
-    assert read_header(path).local == set()
+def test_layers_that_stay_at_the_sites_are_named_in_the_global_model_when_all_sites_say_so(tmp_path):
+    """The updates decide, not the reference: a warm start may come from an experiment with other layers."""
     local = ("norm.weight", *BUFFERS)
-    reference = save(tmp_path / "named", network(0), local=local)
-    update = Contribution("a", save(tmp_path / "update", network(1)), 1)
-    aggregate(
-        reference=reference,
-        contributions=[update],
-        strategy="fedbn",
-        options={},
-        state_in=None,
-        out=path,
-        state_out=None,
-    )
-    assert read_header(path).local == set(local)
+    named, plain = save(tmp_path / "named", network(1), local=local), save(tmp_path / "plain", network(2))
+    updates = {"all": [named, named], "one": [named, plain], "none": [plain, plain]}
+    for reference in (named, plain):
+        for who, paths in updates.items():
+            aggregate(
+                reference=reference,
+                contributions=[Contribution(f"site-{number}", path, 1) for number, path in enumerate(paths)],
+                strategy="fedbn",
+                options={},
+                state_in=None,
+                out=tmp_path / "global",
+                state_out=None,
+            )
+            header = read_header(tmp_path / "global")
+            assert header.local == (set(local) if who == "all" else set())
+            assert header.buffers == set(BUFFERS)
 
 
 def test_buffers_and_counters_never_see_the_server_optimizer(tmp_path):
