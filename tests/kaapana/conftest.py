@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 
 import pytest
 
 from fedportal.connectors.fields import SiteContext
 from fedportal.connectors.kaapana import KaapanaConnector
+from fedportal.connectors.objectstore import ObjectStore
 from fedportal.connectors.oidc import Credentials, Grant
 from tests.kaapana_double.door import Door
 from tests.kaapana_double.double import KaapanaDouble, dies_with_parent
+from tests.trainer_process.bench import Bench, Ear
 
 SITE_KEY = b"s" * 32
 """The key that the bench signs with."""
@@ -49,10 +52,16 @@ def running_double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kaapana
 
 @pytest.fixture
 def kaapana(running_double: KaapanaDouble) -> Iterator[KaapanaDouble]:
-    """The double as it was at first: no runs, no faults, the realm in order. Tests use the same names of runs."""
+    """The double as it was at first: nothing runs, no faults, the realm in order."""
     yield running_double
     fresh = Door()
     running_double.door.faults, running_double.door.keycloak = fresh.faults, fresh.keycloak
     running_double.door.datasets.clear()
     fresh.close()
     running_double.clear()
+
+
+@pytest.fixture
+def bench(object_store: ObjectStore, ear: Ear) -> Bench:
+    """The portal's part of some attempts of an experiment of the test's own: the double remembers those before."""
+    return Bench(object_store, metrics_url=ear.url, experiment=secrets.token_hex(3))

@@ -93,6 +93,7 @@ class KaapanaDouble:
         self.folder = folder.absolute()
         for name in ("data", "pacs", "home"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._seen = 0
         self.secrets = self.folder / "secrets.json"
         self.secrets.write_text(json.dumps({"fedportal": {"site-key": site_key}}))
         self.airflow = KaapanaAirflow(
@@ -146,9 +147,10 @@ class KaapanaDouble:
             database.execute("update dag set is_paused=? where dag_id=?", (int(paused), dag))
 
     def runs(self, dag: str = "fp-train") -> list[tuple[str, str]]:
-        """Return id and state of the runs of a DAG, the oldest first."""
+        """Return id and state of the runs of a DAG since the last :meth:`clear`, the oldest first."""
         with self._database() as database:
-            rows = database.execute("select run_id, state from dag_run where dag_id=? order by id", (dag,))
+            query = "select run_id, state from dag_run where dag_id=? and id>? order by id"
+            rows = database.execute(query, (dag, self._seen))
             return [(str(run_id), str(state)) for run_id, state in rows]
 
     def forget(self, run_id: str) -> None:
@@ -160,7 +162,7 @@ class KaapanaDouble:
             database.execute("delete from dag_run where run_id=?", (run_id,))
 
     def clear(self) -> None:
-        """End and forget all runs, and what they have left at the site."""
+        """End all runs and remove what they have left at the site. Their rows stay: deleting one may end the scheduler."""
         self.set_paused("fp-train", paused=False)
         with self._database() as database, database:
             database.execute(
@@ -172,9 +174,8 @@ class KaapanaDouble:
         end = time.monotonic() + 20
         while any(is_locked(lock) for lock in locks) and time.monotonic() < end:
             time.sleep(0.2)
-        with self._database() as database, database:
-            for table in ("dag_run_note", "task_instance", "dag_run"):
-                database.execute(f"delete from {table}")  # noqa: S608  names of ours
+        with self._database() as database:
+            self._seen = int(database.execute("select coalesce(max(id), 0) from dag_run").fetchone()[0])
         for folder in (self.home, self.pacs, self.folder / "data"):
             shutil.rmtree(folder)
             folder.mkdir()

@@ -43,26 +43,33 @@ PLAN = TrainingPlan(
 
 
 class Bench:
-    """The portal's part of some attempts. The dataset's name tells the scripted work what to do."""
+    """The portal's part of some attempts. The dataset's name tells the scripted work what to do.
 
-    def __init__(self, store: ObjectStore, *, metrics_url: str = "", model: bytes = b"") -> None:
-        self.store, self.metrics_url = store, metrics_url
+    ``experiment``: its key, in the names of runs; a site that outlives a test needs another one for each.
+    """
+
+    def __init__(
+        self, store: ObjectStore, *, metrics_url: str = "", model: bytes = b"", experiment: str = "abcd"
+    ) -> None:
+        self.store, self.metrics_url, self.experiment = store, metrics_url, experiment
         self.model = model or os.urandom(200_000)
-        self.model_sha256 = store.put_bytes(global_model_key("abcd", 0), self.model)
+        self.model_sha256 = store.put_bytes(global_model_key(experiment, 0), self.model)
 
     def spec(self, dataset: str = "quick", *, attempt: int = 1, **changes: Any) -> JobSpec:
-        run = run_name(experiment="abcd", round=1, site="mainz", attempt=attempt)
-        prefix = attempt_prefix(experiment="abcd", round=1, site="mainz", attempt=attempt)
+        run = run_name(experiment=self.experiment, round=1, site="mainz", attempt=attempt)
+        prefix = attempt_prefix(experiment=self.experiment, round=1, site="mainz", attempt=attempt)
         spec = JobSpec(
             kind=Kind.TRAIN,
             run=run,
-            experiment="abcd",
+            experiment=self.experiment,
             round=1,
             site="mainz",
             attempt=attempt,
             dataset=dataset,
             plan=PLAN,
-            model=Fetch(self.store.presign_get(global_model_key("abcd", 0), HOUR), self.model_sha256, len(self.model)),
+            model=Fetch(
+                self.store.presign_get(global_model_key(self.experiment, 0), HOUR), self.model_sha256, len(self.model)
+            ),
             manifest=self.store.open_upload(f"{prefix}/manifest.json", 1000, HOUR),
             log=self.store.open_upload(f"{prefix}/log.txt", 1000, HOUR),
             update=self.store.open_upload(f"{prefix}/update.safetensors", len(self.model), HOUR),
@@ -76,15 +83,15 @@ class Bench:
 
     def publish(self, spec: JobSpec, *, data: bytes | None = None) -> LaunchTicket:
         key = attempt_key(b"s" * 32, spec.run)
-        where = f"fedportal/abcd/r00001/mainz/a{spec.attempt}/spec.json"
+        where = f"fedportal/{self.experiment}/r00001/mainz/a{spec.attempt}/spec.json"
         self.store.put_bytes(where, signed(spec.to_json(), key) if data is None else data)
         return LaunchTicket(spec.run, self.store.presign_get(where, HOUR), key, spec.dataset)
 
     def read(self, ticket: LaunchTicket, name: str) -> bytes:
-        return self.store.get_bytes(f"fedportal/abcd/r00001/mainz/a{ticket.run[-1]}/{name}")
+        return self.store.get_bytes(f"fedportal/{self.experiment}/r00001/mainz/a{ticket.run[-1]}/{name}")
 
     def has(self, ticket: LaunchTicket, name: str) -> bool:
-        return self.store.exists(f"fedportal/abcd/r00001/mainz/a{ticket.run[-1]}/{name}")
+        return self.store.exists(f"fedportal/{self.experiment}/r00001/mainz/a{ticket.run[-1]}/{name}")
 
     def manifest(self, ticket: LaunchTicket) -> Manifest:
         return manifest_from_json(verified(self.read(ticket, "manifest.json"), ticket.key))

@@ -29,7 +29,7 @@ def trigger(dag_id):
     if "workflow_form" in conf:
         conf["form_data"] = conf["workflow_form"]
     run_id = f"{dag_id}-{datetime.now().strftime('%y%m%d%H%M%S%f')}"
-    print("conf of a triggered run:", conf)  # noqa: T201  Kaapana prints it, too: a test reads this log for secrets
+    print("conf of a triggered run:", conf, flush=True)  # noqa: T201  as Kaapana does: a test reads this log
     try:
         run = trigger_dag(dag_id, run_id, conf, None, replace_microseconds=False)
     except AirflowException as error:
