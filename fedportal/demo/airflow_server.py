@@ -291,22 +291,18 @@ class AirflowServer:
             time.sleep(0.3)
 
     def _tree(self) -> set[int]:
-        """Return the processes that the server's own have started, and those, but not the trainer's."""
-        children: dict[int, list[int]] = {}
+        """Return the server's processes, the orphans of those that died before, too, but not the trainer's.
+
+        They are known by their working folder: Airflow's children rename themselves and found groups of their own.
+        """
+        found = {process.pid for process in self._processes.values() if process.poll() is None}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
-                with contextlib.suppress(OSError, ValueError, IndexError):
-                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                    children.setdefault(parent, []).append(int(entry.name))
-        found: set[int] = set()
-        open_ = [process.pid for process in self._processes.values() if process.poll() is None]
-        while open_:
-            pid = open_.pop()
-            with contextlib.suppress(OSError):
-                if b"trainer" in (Path("/proc") / str(pid) / "cmdline").read_bytes():
-                    continue
-                found.add(pid)
-                open_ += children.get(pid, [])
+                with contextlib.suppress(OSError):
+                    here = (entry / "cwd").readlink() == self.folder
+                    # somebody's shell may be there, too: only what has loaded this Airflow's libraries
+                    if here and str(self.bin.parent) in (entry / "maps").read_text():
+                        found.add(int(entry.name))
         return found
 
     def _kill(self, pids: set[int]) -> None:
@@ -316,6 +312,9 @@ class AirflowServer:
         for process in self._processes.values():
             process.wait()
         self._processes.clear()
+        end = time.monotonic() + STOP_PATIENCE
+        while self._tree() and time.monotonic() < end:  # orphans are not ours to wait for
+            time.sleep(0.05)
 
 
 def free_port() -> int:
