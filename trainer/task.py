@@ -136,6 +136,8 @@ class Run:
         """Start the run, or find it; show its log until it is over; return its exit code."""
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGINT, self._end)
+        # From here on a cancelled task says when its processes are gone; one without this line never began.
+        _say("task begins", run=self._run)
         log = self._folder / "log.txt"
         shown = log.stat().st_size if log.exists() else 0
         answer = _ask(self._site.socket, {"op": "run", "job": self._job, "again": True})

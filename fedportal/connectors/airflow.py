@@ -26,6 +26,10 @@ DAGS = ("fp-train", "fp-evaluate")
 CANCELLED_NOTE = "Cancelled by the portal."
 ENDED = '"exit_code"'
 """Stands in the trainer's last line, which it writes when the run's processes are gone."""
+BEGUN = '"task begins"'
+"""Stands in the trainer's first line. A task that was ended before it has nothing to end."""
+SILENCE = 3.0
+"""Seconds after which an ended task that has not said that it began is believed: its log may come late."""
 LOG_CHUNK = 256 * 1024
 GRACE = 12.0
 """Seconds in which a cancelled run's processes must have ended: Airflow tells its tasks at their next heartbeat."""
@@ -179,9 +183,9 @@ class AirflowConnector(Configured):
         # also when it was cancelled before: nobody knows whether that call waited until the processes were gone
         if found.state in ("queued", "running"):
             airflow.fail(self._dag_of[run], run, CANCELLED_NOTE)
-        end = self._clock() + GRACE
-        while not self._is_gone(airflow, run):
-            if self._clock() > end:
+        begin = self._clock()
+        while not self._is_gone(airflow, run, patient=self._clock() < begin + SILENCE):
+            if self._clock() > begin + GRACE:
                 raise SiteMisbehaved(
                     f"Airflow was told to end {run}, and its processes go on.",
                     remedy="End the task in Airflow's web interface, or its process on the machine.",
@@ -284,13 +288,16 @@ class AirflowConnector(Configured):
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return RunStatus(RunState.FAILED, message=f"{KILLED} It ends with: {last[:300]}" if last else KILLED)
 
-    def _is_gone(self, airflow: Airflow, run: str) -> bool:
+    def _is_gone(self, airflow: Airflow, run: str, *, patient: bool) -> bool:
         """Say whether the run's processes have ended: never begun, or ended by the trainer's own words."""
         tasks = self._tasks(airflow, run)
         if any(task.state in ("running", "queued", "scheduled", "restarting") for task in tasks):
             return False
         begun = any(task.tries and task.state not in ("skipped", "removed", "") for task in tasks)
-        return not begun or ENDED in self._log(airflow, run)
+        if not begun:
+            return True
+        log = self._log(airflow, run)
+        return ENDED in log or (BEGUN not in log and not patient)
 
 
 def _cancelled() -> RunStatus:

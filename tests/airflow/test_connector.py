@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 
 import pytest
 
@@ -122,13 +123,13 @@ def test_a_trainer_of_another_contract_is_not_started(hospital: Hospital, bench:
 
 
 def test_what_the_portal_sends_never_becomes_a_command(hospital: Hospital) -> None:
-    run, trap = "fp-abcd-r1-mainz-a8", hospital.folder / "trap"
-    for number, evil in enumerate((f"$(touch {trap})", f"'; touch {trap} #", "{{ 7 * 7 }}")):
-        name = f"{run[:-1]}{number + 1}"
+    experiment, trap = secrets.token_hex(3), hospital.folder / "trap"
+    for number, evil in enumerate((f"$(touch {trap})", f"'; touch {trap} #", "{{ 7919 * 7919 }}")):
+        name = f"fp-{experiment}-r1-mainz-a{number + 1}"
         hospital.api.trigger("fp-train", name, {"run": name, "spec_url": evil, "contract": 1})
         site = hospital.connector()
         wait_for(lambda: site.poll(name).state is RunState.FAILED, seconds=30)  # noqa: B023
-        assert "49" not in site.logs(name).text
+        assert str(7919 * 7919) not in site.logs(name).text
     assert not trap.exists()
 
 

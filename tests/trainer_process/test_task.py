@@ -106,6 +106,7 @@ def test_a_task_that_is_started_again_finds_its_run(task: Task, bench: Bench) ->
     pid = (task.work_dir / "runs" / ticket.run / "pid").read_text()
     second = task.start(ticket)
     assert second.stdout is not None
+    assert "task begins" in second.stdout.readline()
     assert "started before" in second.stdout.readline()
     assert (task.work_dir / "runs" / ticket.run / "pid").read_text() == pid
     second.terminate()
