@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.store, pytest.mark.slow]
 
 def at_work(hospital: Hospital, site: AirflowConnector, ticket: LaunchTicket) -> None:
     site.launch(ticket)
-    wait_for(lambda: hospital.is_alive(ticket.run), seconds=30)
+    wait_for(lambda: hospital.is_alive(ticket.run), seconds=90)
 
 
 def begins(hospital: Hospital, run: str) -> int:
@@ -43,7 +43,7 @@ def test_a_run_outlives_an_airflow_that_is_killed_and_runs_once(hospital: Hospit
         site.poll(ticket.run)
     assert hospital.is_alive(ticket.run)
     hospital.server.start()
-    wait_for(lambda: bench.has(ticket, "manifest.json"), seconds=30)
+    wait_for(lambda: bench.has(ticket, "manifest.json"), seconds=90)
     # Airflow misses the heartbeats of its task, and starts it again: the task finds that all is done
     wait_for(lambda: state_of(site, ticket.run) is RunState.SUCCEEDED, seconds=150)
     assert bench.manifest(ticket).exit_code == 0
@@ -65,7 +65,7 @@ def test_a_database_that_is_locked_is_a_passing_fault(hospital: Hospital, bench:
                     continue
         finally:
             lock.execute("rollback")
-    wait_for(lambda: _launched(site, ticket), seconds=30)
+    wait_for(lambda: _launched(site, ticket), seconds=90)
     wait_for(lambda: state_of(site, ticket.run) is RunState.SUCCEEDED, seconds=60)
     assert begins(hospital, ticket.run) == 1
 
