@@ -77,7 +77,7 @@ def steward(stage: PollingStage) -> str:
 
 def power_cuts(stage: PollingStage) -> str:
     """The polling side of a hospital, then the portal, are killed while runs go on: nothing is lost, nothing runs twice."""
-    experiment = stage.experiment(plan={**PLAN, "local_epochs": 60}, title="Power cuts")
+    experiment = stage.experiment(plan={**PLAN, "local_epochs": 240}, title="Power cuts")
     from fedportal.relay.models import RemoteJob
 
     runs = RemoteJob.objects.filter(run__startswith=f"fp-{experiment.key}-r1-")
