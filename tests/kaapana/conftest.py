@@ -45,7 +45,7 @@ def running_double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kaapana
         tmp_path_factory.mktemp("kaapana"), site_key=SITE_KEY.hex(), tls=True, preexec=dies_with_parent
     )
     if not double.airflow.is_installed:
-        pytest.skip("Airflow 2 is not installed here: run `make airflow` first")
+        pytest.fail("Airflow 2 is not installed: run `make airflow`.")
     yield double.start()
     double.stop()
 

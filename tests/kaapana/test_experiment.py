@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.store]
 
 def test_an_experiment_completes_with_a_kaapana_behind_its_front_door(tmp_path: Path) -> None:
     if not AirflowServer(2, tmp_path / "unused", 1).is_installed:
-        pytest.skip("Airflow 2 is not installed here: run `make airflow` first")
+        pytest.fail("Airflow 2 is not installed: run `make airflow`.")
     report = tmp_path / "report.json"
     # A process of its own: it needs the real settings and database.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("FEDPORTAL_", "DJANGO_"))}

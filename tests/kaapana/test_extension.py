@@ -31,7 +31,7 @@ LONGEST_POD_NAME = 62
 @pytest.fixture(scope="session")
 def dags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if not AIRFLOW.exists():
-        pytest.skip("Airflow 2 is not installed here: run `make airflow` first")
+        pytest.fail("Airflow 2 is not installed: run `make airflow`.")
     home = tmp_path_factory.mktemp("airflow-home")
     environment = {
         "PATH": os.environ["PATH"],
