@@ -26,16 +26,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from trainer.contract import CONTRACT_VERSION, EXPLANATIONS, ContractError, Exit, attempt_key, site_of
 
+ENDINGS = (signal.SIGTERM, signal.SIGINT)
 NO_VERDICT = 75
 """Exit code when the run ended without a word (EX_TEMPFAIL of sysexits.h): the scheduler may try once more."""
-GRACE = 4.0
-"""Seconds that an ended run has for its own end before it is killed."""
+GRACE = 3.0
+"""Seconds that an ended run has for its own end before it is killed. Airflow 3 kills a task 5 s after its SIGTERM."""
 LOOK = 0.2
 """Seconds between two looks at a run's log. Its end is noticed at once."""
 ANSWER_TIMEOUT = 5.0
@@ -131,19 +133,23 @@ class Run:
         }
         self._over = threading.Event()
         self._cold: subprocess.Popen[bytes] | None = None
+        self._before = 0
 
     def carry_out(self) -> int:
         """Start the run, or find it; show its log until it is over; return its exit code."""
-        signal.signal(signal.SIGTERM, self._end)
-        signal.signal(signal.SIGINT, self._end)
+        for number in ENDINGS:
+            signal.signal(number, self._end)
         # From here on a cancelled task says when its processes are gone; one without this line never began.
         _say("task begins", run=self._run)
         log = self._folder / "log.txt"
         shown = log.stat().st_size if log.exists() else 0
-        answer = _ask(self._site.socket, {"op": "run", "job": self._job, "again": True})
-        started = answer is not None and bool(answer.get("started"))
-        if answer is None:
-            started = self._start_cold()
+        with _without_signals():  # so that a task is never ended without knowing what it has started
+            answer = _ask(self._site.socket, {"op": "run", "job": self._job, "again": True})
+            started = answer is not None and bool(answer.get("started"))
+            if answer is None:
+                self._cold = self._cold_start()
+        if self._cold is not None:
+            started = self._has_taken_the_run(self._cold)
         if not started:
             shown = 0
             _say("the run was started before", run=self._run)
@@ -153,25 +159,29 @@ class Run:
         _show(log, shown)
         return self._verdict()
 
-    def _start_cold(self) -> bool:
-        """Start the run as a detached process and wait until it has taken the run, or has not. Says whether it has."""
+    def _cold_start(self) -> subprocess.Popen[bytes]:
+        """Start the run as a detached process."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-        before = _pid(self._folder)
+        self._before = _pid(self._folder)
         with (self._folder / "log.txt").open("ab") as log:
-            self._cold = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-m", "trainer", "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "FEDPORTAL_JOB": json.dumps(self._job)},
                 start_new_session=True,
+                preexec_fn=_let_signals_in,
             )
-        while self._cold.poll() is None:
-            if _pid(self._folder) == self._cold.pid:
+
+    def _has_taken_the_run(self, cold: subprocess.Popen[bytes]) -> bool:
+        """Wait until a cold process has taken the run, or has not; say whether it has."""
+        while cold.poll() is None:
+            if _pid(self._folder) == cold.pid:
                 return True
             time.sleep(0.02)
         # it is over already, or another process has the run
-        return _pid(self._folder) not in (before, 0)
+        return _pid(self._folder) not in (self._before, 0)
 
     def _wait_for_the_end(self) -> None:
         # The run holds the lock for its whole life: waiting for the lock is waiting for the run.
@@ -191,19 +201,51 @@ class Run:
     def _end(self, *_: object) -> NoReturn:
         """End the run's processes and this one."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            pid = _pid(self._folder) or (self._cold.pid if self._cold else 0)
-            for kill in (os.killpg, os.kill):
-                if pid and not self._over.is_set():
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        kill(pid, number)
-            if self._over.wait(GRACE):
-                break
+            deadline = time.monotonic() + GRACE
+            told = 0
+            while not self._is_over() and time.monotonic() < deadline:
+                pid = _pid(self._folder) or (self._cold.pid if self._cold else 0)
+                if pid and pid != told:  # a process that was asked for a moment ago may have no number yet
+                    told = pid
+                    for kill in (os.killpg, os.kill):
+                        with contextlib.suppress(ProcessLookupError, PermissionError):
+                            kill(pid, number)
+                time.sleep(0.02)
         if not (self._folder / "exit.json").exists():
             text = json.dumps({"exit_code": int(Exit.CANCELLED), "message": EXPLANATIONS[Exit.CANCELLED]})
             with contextlib.suppress(OSError):
                 (self._folder / "exit.json").write_text(text)
         _say("the run's processes have ended", run=self._run, exit_code=int(Exit.CANCELLED))
         os._exit(Exit.CANCELLED)
+
+    def _is_over(self) -> bool:
+        """Say whether no process has the run: its lock is free, and none of ours is about to take it."""
+        if self._over.is_set():
+            return True
+        if self._cold is not None and self._cold.poll() is None:
+            return False
+        try:
+            with (self._folder / "lock").open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def _without_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGINT wait for the end of the block."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
+
+
+def _let_signals_in() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)
 
 
 def tidy(site: SiteFile, *, keep: str) -> None:

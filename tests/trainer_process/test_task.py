@@ -16,7 +16,7 @@ import pytest
 from fedportal.connectors.trainer_process import ROOT, is_locked
 from tests.trainer_process.bench import Bench, Ear, wait_for
 from trainer.contract import CONTRACT_VERSION, Exit, LaunchTicket
-from trainer.task import NO_VERDICT, SiteFile, tidy
+from trainer.task import GRACE, NO_VERDICT, SiteFile, tidy
 
 KEY = (b"s" * 32).hex()
 
@@ -133,6 +133,22 @@ def test_sigterm_ends_the_run_with_all_its_processes(task: Task, bench: Bench, d
     wait_for(lambda: log.exists() and "scripted work" in log.read_text())
     process.terminate()
     assert ended(process)[0] == Exit.CANCELLED
+    assert not task.lives(ticket.run)
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+def test_sigterm_while_the_run_starts_leaves_nothing_behind(tmp_path: Path, scripted_server: Path, warm: bool) -> None:
+    """Airflow 3 kills a task that takes more than 5 s for its end: nobody would say that its processes are gone."""
+    task = Task(tmp_path, scripted_server if warm else "")
+    ticket = LaunchTicket(run="fp-10ac37-r1-mainz-a1", spec_url="http://127.0.0.1:9/spec", key="")
+    process = task.start(ticket)
+    assert process.stdout is not None
+    assert "task begins" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    code, lines = ended(process)
+    assert time.monotonic() - told < 2 * GRACE, "waited for something that had ended"
+    assert code == Exit.CANCELLED == lines[-1]["exit_code"]
     assert not task.lives(ticket.run)
 
 

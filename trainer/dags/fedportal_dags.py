@@ -33,7 +33,7 @@ SETTINGS = json.loads(Path(__file__).with_name("fedportal.json").read_text())
 NO_VERDICT = 75
 """Exit code of a trainer that ended without a word: worth another try. Every other failure is the portal's to judge."""
 KILL_PATIENCE = 10
-"""Seconds that the trainer may take for its end; it needs less than one, and kills what needs more than four."""
+"""Seconds that the trainer may take for its end; it needs less than one, and kills what needs more than three."""
 
 
 class TrainerOperator(BaseOperator):
@@ -77,7 +77,8 @@ class TrainerOperator(BaseOperator):
     def on_kill(self) -> None:
         process = getattr(self._hook, "sub_process", None)
         if process is None:
-            return
+            # Airflow 3 goes on with the task after this: without it the trainer would be started now
+            raise AirflowFailException("The run was ended before the trainer was started.")
         self._hook.send_sigterm()
         # Airflow reads its output no more; the portal waits for the word that the processes are gone.
         with suppress(TimeoutExpired):
