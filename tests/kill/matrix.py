@@ -32,7 +32,8 @@ STEPS = (
     "evaluating",
     "done",
 )
-PLAN = {"rounds": 2, "local_epochs": 1, "threads": 1, "seed": 7, "network": {"channels": [4, 8], "strides": [2]}}
+# Enough epochs for the trainers to be at work still when they are to be killed, on a fast machine, too.
+PLAN = {"rounds": 2, "local_epochs": 30, "threads": 1, "seed": 7, "network": {"channels": [4, 8], "strides": [2]}}
 
 
 class Matrix:
