@@ -38,6 +38,9 @@ class UserAdmin(StockUserAdmin):
         ("What this person may do", {"fields": ["role", "is_staff"]}),
     ]
 
+    def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        return False  # accounts are closed, not deleted: the journal names people by their user name
+
 
 @admin.register(AuthToken)
 class TokenAdmin(admin.ModelAdmin):

@@ -1,13 +1,29 @@
-"""The API's answer to “who am I?”: whom a token belongs to and what that person may do."""
+"""The API of the own account: who am I, my password, my tokens."""
 
 from __future__ import annotations
 
-from rest_framework import generics, serializers
+from typing import Any
 
+from django.contrib.auth import update_session_auth_hash
+from django.contrib.auth.forms import PasswordChangeForm
+from django.http import Http404
+from drf_spectacular.utils import extend_schema
+from knox.models import AuthToken
+from rest_framework import generics, serializers, status
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from fedportal.accounts import services
+from fedportal.accounts.forms import TokenForm
 from fedportal.accounts.models import User
+from fedportal.ui.serializers import StrictSerializer
+
+ACCOUNT = ["account"]
+SECRETS_ARE_NOT_KEPT = {"Cache-Control": "no-store"}
 
 
-class MeSerializer(serializers.ModelSerializer):
+class MeSerializer(StrictSerializer, serializers.ModelSerializer):
     name = serializers.CharField(source="__str__", read_only=True)
 
     class Meta:
@@ -19,6 +35,39 @@ class MeSerializer(serializers.ModelSerializer):
         read_only_fields = ["username", "role"]
 
 
+class PasswordSerializer(StrictSerializer):
+    old_password = serializers.CharField(trim_whitespace=False, write_only=True)
+    new_password = serializers.CharField(trim_whitespace=False, write_only=True)
+
+
+class TokenSerializer(serializers.ModelSerializer):
+    """An API token. ``key``: the first characters of its secret; ``expires_at`` is null for one that never expires."""
+
+    key = serializers.CharField(source="token_key", read_only=True)
+    created_at = serializers.DateTimeField(source="created", read_only=True)
+    expires_at = serializers.DateTimeField(source="expiry", read_only=True, allow_null=True)
+
+    class Meta:
+        model = AuthToken
+        fields = ["key", "created_at", "expires_at"]
+
+
+class TokenOrderSerializer(StrictSerializer):
+    days = serializers.ChoiceField(
+        TokenForm.base_fields["days"].choices, help_text="How long it is valid; 0: until it is deleted."
+    )
+
+
+class NewTokenSerializer(TokenSerializer):
+    """A new token with its secret, which nobody can read again."""
+
+    token = serializers.CharField(help_text="Send it as ``Authorization: Token …``.")
+
+    class Meta(TokenSerializer.Meta):
+        fields = [*TokenSerializer.Meta.fields, "token"]
+
+
+@extend_schema(tags=ACCOUNT)
 class MeView(generics.RetrieveUpdateAPIView):
     """The person whom the credentials of this request belong to."""
 
@@ -27,3 +76,51 @@ class MeView(generics.RetrieveUpdateAPIView):
 
     def get_object(self) -> User:
         return self.request.user
+
+
+class MyPasswordView(APIView):
+    @extend_schema(tags=ACCOUNT, request=PasswordSerializer, responses={204: None})
+    def post(self, request: Request) -> Response:
+        """Change one's own password. Other sessions end; tokens stay as they are."""
+        asked = PasswordSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        old, new = asked.validated_data["old_password"], asked.validated_data["new_password"]
+        form = PasswordChangeForm(request.user, {"old_password": old, "new_password1": new, "new_password2": new})
+        if not form.is_valid():
+            errors = {name.rstrip("12"): list(words) for name, words in form.errors.items()}
+            raise serializers.ValidationError(errors)
+        update_session_auth_hash(request._request, form.save())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class MyTokensView(APIView):
+    @extend_schema(tags=ACCOUNT, responses=TokenSerializer(many=True))
+    def get(self, request: Request) -> Response:
+        """One's own tokens, newest first; never their secrets."""
+        return Response(tokens_of(request.user))
+
+    @extend_schema(tags=ACCOUNT, request=TokenOrderSerializer, responses={201: NewTokenSerializer})
+    def post(self, request: Request) -> Response:
+        """Create a token. Its secret is in this answer and nowhere else."""
+        order = TokenOrderSerializer(data=request.data)
+        order.is_valid(raise_exception=True)
+        row, secret = services.create_token(request.user, days=int(order.validated_data["days"]))
+        made = {**TokenSerializer(row).data, "token": secret}
+        return Response(made, status=status.HTTP_201_CREATED, headers=SECRETS_ARE_NOT_KEPT)
+
+
+class MyTokenView(APIView):
+    @extend_schema(tags=ACCOUNT, responses={204: None})
+    def delete(self, request: Request, key: str) -> Response:
+        """Delete one's own token; programs that use it are refused from now on."""
+        return delete_token_of(request.user, key)
+
+
+def tokens_of(user: User) -> list[dict[str, Any]]:
+    return TokenSerializer(user.auth_token_set.order_by("-created"), many=True).data
+
+
+def delete_token_of(user: User, key: str) -> Response:
+    if not services.delete_token(user, token_key=key):
+        raise Http404
+    return Response(status=status.HTTP_204_NO_CONTENT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
@@ -27,20 +26,9 @@ from fedportal.experiments.readiness import best_by_problem, initial_model_probl
 from fedportal.experiments.recipe import SETTINGS, Kind, Setting, flatten
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset
+from fedportal.ui.serializers import StrictSerializer
 from fedportal.ui.validators import visible_line
 from trainer.contract import LOCAL_LAYERS
-
-
-class StrictSerializer(serializers.Serializer):
-    """Refuses fields it does not know: a misspelt setting must not be ignored in silence."""
-
-    def to_internal_value(self, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            writable = {name for name, field in self.fields.items() if not field.read_only}
-            unknown = {name: ["There is no such field, or it cannot be set."] for name in data.keys() - writable}
-            if unknown:
-                raise serializers.ValidationError(unknown)
-        return super().to_internal_value(data)
 
 
 def finite(value: float) -> None:

@@ -142,14 +142,6 @@ def test_a_refused_password_names_the_field(client, sent, field):
     assert User.objects.get(username="ada").check_password(PASSWORD)
 
 
-def test_a_program_changes_the_name_and_nothing_else():
-    program = APIClient()
-    program.force_authenticate(ada())
-    answer = program.patch("/api/me/", {"last_name": "King", "role": "operator", "is_operator": True}, format="json")
-    assert (answer.data["name"], answer.data["role"]) == ("Ada King", "researcher")
-    assert not User.objects.get(username="ada").is_operator
-
-
 def test_a_refused_address_is_named_in_the_api():
     program = APIClient()
     program.force_authenticate(ada())
