@@ -16,7 +16,17 @@ from __future__ import annotations
 
 from trainer.contract.checks import ContractError
 from trainer.contract.exits import EXPLANATIONS, PERMANENT, Exit
-from trainer.contract.job import CONTRACT_VERSION, Fetch, JobSpec, Kind, LaunchTicket, Put, spec_from_json
+from trainer.contract.job import (
+    CONTRACT_VERSION,
+    INCOMING_SUBJECT,
+    Fetch,
+    JobSpec,
+    Kind,
+    LaunchTicket,
+    Put,
+    Subject,
+    spec_from_json,
+)
 from trainer.contract.names import (
     LOG_NAME,
     MANIFEST_NAME,
@@ -54,6 +64,7 @@ from trainer.contract.plan import (
 )
 from trainer.contract.regions import regions_for
 from trainer.contract.report import (
+    CaseScore,
     Manifest,
     MetricRecord,
     Phase,
@@ -66,6 +77,8 @@ from trainer.contract.signing import (
     MAX_JSON_BYTES,
     attempt_key,
     canonical_json,
+    case_key,
+    case_pseudonym,
     metrics_token,
     relay_token,
     sha256_of,
@@ -78,6 +91,7 @@ __all__ = [
     "AUGMENTATIONS",
     "CONTRACT_VERSION",
     "EXPLANATIONS",
+    "INCOMING_SUBJECT",
     "LOCAL_LAYERS",
     "LOG_NAME",
     "LOSSES",
@@ -94,6 +108,7 @@ __all__ = [
     "SPEC_NAME",
     "TREATMENTS",
     "UPDATE_NAME",
+    "CaseScore",
     "ContractError",
     "Exit",
     "Fetch",
@@ -109,12 +124,15 @@ __all__ = [
     "Region",
     "Schedule",
     "Stored",
+    "Subject",
     "Task",
     "TrainingPlan",
     "Validation",
     "attempt_key",
     "attempt_prefix",
     "canonical_json",
+    "case_key",
+    "case_pseudonym",
     "global_model_key",
     "has_norm_entries",
     "manifest_from_json",

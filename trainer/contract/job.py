@@ -43,8 +43,26 @@ class Put:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """A model that an evaluation measures beside the incoming one, case by case: one network, or several whose
+    probabilities are averaged. ``name``: what its scores are filed under."""
+
+    name: str
+    models: tuple[Fetch, ...]
+
+
+INCOMING_SUBJECT = "global"
+"""Name of :attr:`JobSpec.model` among the subjects of an evaluation."""
+
+
+@dataclass(frozen=True)
 class JobSpec:
-    """All that one attempt needs. Signed with the key of the attempt (see :func:`signed`)."""
+    """All that one attempt needs. Signed with the key of the attempt (see :func:`signed`).
+
+    ``case_key`` (hex): key of the pseudonyms by which cases leave the site (:func:`case_pseudonym`); without it none
+    does. ``held_out``: pseudonyms of cases that a comparison tests on, and that no training of this job may see.
+    ``subjects``: what an evaluation measures beside ``model``.
+    """
 
     kind: Kind
     run: str
@@ -61,6 +79,9 @@ class JobSpec:
     optimizer_in: Fetch | None = None
     optimizer_out: Put | None = None
     metrics_url: str = ""
+    case_key: str = ""
+    held_out: tuple[str, ...] = ()
+    subjects: tuple[Subject, ...] = ()
     expires_at: float = 0.0
     contract: int = CONTRACT_VERSION
 
@@ -88,12 +109,19 @@ def spec_from_json(document: Mapping[str, Any]) -> JobSpec:
             update=_optional(_put, values.pop("update", None)),
             optimizer_in=_optional(_fetch, values.pop("optimizer_in", None)),
             optimizer_out=_optional(_put, values.pop("optimizer_out", None)),
+            held_out=tuple(str(case) for case in values.pop("held_out", ())),
+            subjects=tuple(_subject(subject) for subject in values.pop("subjects", ())),
             **values,
         )
         if spec.run != run_name(experiment=spec.experiment, round=spec.round, site=spec.site, attempt=spec.attempt):
             raise ContractError("job: its run name does not match its experiment, round, site and attempt")
         if spec.kind is Kind.TRAIN and spec.update is None:
             raise ContractError("job: a training needs a place for its update")
+        names = [INCOMING_SUBJECT, *(subject.name for subject in spec.subjects)]
+        if len(set(names)) != len(names) or not all(subject.models for subject in spec.subjects):
+            raise ContractError("job: every subject needs a name of its own and a model")
+        if spec.subjects and not spec.case_key:
+            raise ContractError("job: cases are measured by pseudonym only, and it has no key for them")
         return spec
     except ContractError:
         raise
@@ -127,6 +155,10 @@ def _put(values: Mapping[str, Any]) -> Put:
 
 def _fetch(values: Mapping[str, Any]) -> Fetch:
     return Fetch(**values)
+
+
+def _subject(values: Mapping[str, Any]) -> Subject:
+    return Subject(name=str(values["name"]), models=tuple(_fetch(model) for model in values["models"]))
 
 
 def _optional(read: Callable[[Mapping[str, Any]], T], values: Mapping[str, Any] | None) -> T | None:

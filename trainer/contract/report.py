@@ -103,9 +103,21 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class CaseScore:
+    """One number per region of one held-out case. ``subject``: the model (see :class:`Subject`). ``case``: pseudonym.
+    ``name``: dice or hd95 (mm). ``values``: region → number, ``None`` where undefined."""
+
+    subject: str
+    case: str
+    name: str
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Written last by an attempt; its existence is the commit. ``seconds`` has the duration of each step:
-    pull, load, validate_incoming, train, validate_local, push (wall clock)."""
+    pull, load, validate_incoming, train, validate_local, push (wall clock). ``held_out``: pseudonyms of the site's
+    validation cases; ``cases``: what an evaluation measured of each of them. Both empty without a key for them."""
 
     run: str
     experiment: str
@@ -123,6 +135,8 @@ class Manifest:
     metrics: tuple[MetricRecord, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    held_out: tuple[str, ...] = ()
+    cases: tuple[CaseScore, ...] = ()
     contract: int = CONTRACT_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -143,6 +157,8 @@ def manifest_from_json(document: Mapping[str, Any]) -> Manifest:
             update=_stored(values.pop("update", None)),
             optimizer=_stored(values.pop("optimizer", None)),
             metrics=tuple(metric_from_json(record) for record in values.pop("metrics", ())),
+            held_out=tuple(_pseudonym(case) for case in values.pop("held_out", ())),
+            cases=tuple(_case_score(score) for score in values.pop("cases", ())),
             **values,
         )
     except ContractError:
@@ -163,6 +179,28 @@ def manifest_from_json(document: Mapping[str, Any]) -> Manifest:
     if not all(isinstance(name, str) and is_number(value) for name, value in dict(manifest.seconds).items()):
         raise ContractError("manifest: seconds are not numbers")
     return manifest
+
+
+def _case_score(document: Mapping[str, Any]) -> CaseScore:
+    score = CaseScore(**document)
+    ok = (
+        isinstance(score.subject, str)
+        and 0 < len(score.subject) <= 40
+        and score.name in ("dice", "hd95")
+        and isinstance(score.values, Mapping)
+        and all(isinstance(region, str) and len(region) <= 40 for region in score.values)
+        and all(value is None or is_number(value) for value in score.values.values())
+    )
+    if not ok or _pseudonym(score.case) != score.case:
+        raise ContractError(f"manifest: not a score of a case: {str(dict(document))[:200]}")
+    return score
+
+
+def _pseudonym(case: Any) -> str:
+    """Return a case's pseudonym. Anything else must not get into the portal: it could be a patient's name."""
+    if not isinstance(case, str) or not re.fullmatch(r"[0-9a-f]{16}", case):
+        raise ContractError("manifest: a case is not named by its pseudonym")
+    return case
 
 
 def _stored(values: Mapping[str, Any] | None) -> Stored | None:

@@ -40,6 +40,18 @@ def relay_token(key: str) -> str:
     return hmac.new(bytes.fromhex(key), b"relay", hashlib.sha256).hexdigest()
 
 
+def case_key(secret: bytes, family: str) -> str:
+    """Derive the key (hex) of the case pseudonyms of one experiment with its repeats and baselines (``family``: its key).
+
+    The same case has the same pseudonym in all of them, at whichever site it lies, and another one everywhere else."""
+    return hmac.new(secret, f"cases:{family}".encode(), hashlib.sha256).hexdigest()
+
+
+def case_pseudonym(key: str, content: bytes) -> str:
+    """Return the name (16 hex digits) under which a case leaves its site. ``content``: SHA-256 of its image's voxels."""
+    return hmac.new(bytes.fromhex(key), content, hashlib.sha256).hexdigest()[:16]
+
+
 def signed(document: Mapping[str, Any], key: str) -> bytes:
     """Return ``{"document": …, "hmac": …}`` as JSON bytes, authenticated under ``key`` (hex)."""
     body = dict(document)
