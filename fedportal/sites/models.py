@@ -93,6 +93,11 @@ class Site(models.Model):
     contact = models.EmailField(blank=True, help_text="Whom to write to when the site has a problem.")
     registered_at = models.DateTimeField(default=timezone.now, editable=False)
     retired_at = models.DateTimeField(null=True, blank=True, editable=False)
+    is_pool = models.BooleanField(
+        default=False,
+        editable=False,
+        help_text="Made by the portal to train on the data of several sites of this machine; no hospital.",
+    )
     last_contact_at = models.DateTimeField(null=True, blank=True, editable=False)
     check_due_at = models.DateTimeField(
         null=True, blank=True, default=timezone.now, editable=False, help_text="When the orchestrator checks it next."
@@ -232,6 +237,13 @@ class Dataset(models.Model):
     problems = models.JSONField(default=list)
     seen_at = models.DateTimeField(default=timezone.now)
     is_available = models.BooleanField(default=True, help_text="Whether the last check still found it.")
+    copy_of = models.ManyToManyField(
+        "self",
+        symmetrical=False,
+        blank=True,
+        related_name="copied_in",
+        help_text="Datasets of other sites of which this one holds every case, for training on pooled data.",
+    )
 
     class Meta:
         ordering = ["site", "name"]

@@ -1,8 +1,8 @@
 """Experiment → round → site run → attempt; what was published; the journal. The rows are the only truth."""
 
-from fedportal.experiments.models.experiment import Experiment, Participation, Straggler, Weighting
+from fedportal.experiments.models.experiment import Baseline, Experiment, Kind, Participation, Straggler, Weighting
 from fedportal.experiments.models.journal import Event, LogPiece, Metric
-from fedportal.experiments.models.model import Artefact, GlobalModel
+from fedportal.experiments.models.model import Artefact, CaseScore, GlobalModel, Subject
 from fedportal.experiments.models.round import Attempt, Round, RoundKind, SiteRun
 from fedportal.experiments.models.scores import MEAN, best_of, dice_of
 
@@ -10,9 +10,12 @@ __all__ = [
     "MEAN",
     "Artefact",
     "Attempt",
+    "Baseline",
+    "CaseScore",
     "Event",
     "Experiment",
     "GlobalModel",
+    "Kind",
     "LogPiece",
     "Metric",
     "Participation",
@@ -20,6 +23,7 @@ __all__ = [
     "RoundKind",
     "SiteRun",
     "Straggler",
+    "Subject",
     "Weighting",
     "best_of",
     "dice_of",

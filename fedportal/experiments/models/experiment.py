@@ -41,6 +41,25 @@ class Weighting(models.TextChoices):
     UNIFORM = "uniform", "Every site the same"
 
 
+class Kind(models.TextChoices):
+    """What an experiment is: the federated one itself, or something beside it that goes through the same engine."""
+
+    FEDERATED = "federated", "Federated"
+    POOLED = "pooled", "Pooled"
+    LOCAL_ONLY = "local_only", "Local only"
+    CYCLIC = "cyclic", "Cyclic"
+    CROSS_SITE = "cross_site", "Cross-site evaluation"
+
+
+class Baseline(models.TextChoices):
+    """What a researcher can have beside an experiment. The ensemble trains nothing: it averages the local-only models."""
+
+    POOLED = "pooled", "Pooled"
+    LOCAL_ONLY = "local_only", "Local only"
+    ENSEMBLE = "ensemble", "Ensemble of the local-only models"
+    CYCLIC = "cyclic", "Cyclic weight transfer"
+
+
 class ExperimentQuerySet(models.QuerySet["Experiment"]):
     def visible_to(self, user: User) -> ExperimentQuerySet:
         """Own and shared experiments; a steward's also those that use the steward's sites; all for operators, auditors."""
@@ -48,6 +67,10 @@ class ExperimentQuerySet(models.QuerySet["Experiment"]):
             return self
         mine = Q(owner=user) | Q(viewers=user) | Q(participations__site__stewards=user)
         return self.filter(pk__in=Experiment.objects.filter(mine).values("pk"))
+
+    def heads(self) -> ExperimentQuerySet:
+        """Those that stand in lists: no baselines, no repeats."""
+        return self.filter(head=None)
 
     def with_progress(self) -> ExperimentQuerySet:
         """Add ``round_now``, ``site_count`` and ``last_dice`` (of the newest measured global model) for lists."""
@@ -90,6 +113,40 @@ class Experiment(models.Model):
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="experiments")
     viewers = models.ManyToManyField(settings.AUTH_USER_MODEL, blank=True, related_name="shared_experiments")
     cloned_from = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="clones")
+
+    kind = models.CharField(max_length=12, choices=Kind, default=Kind.FEDERATED, editable=False)
+    head = models.ForeignKey(
+        "self",
+        null=True,
+        blank=True,
+        editable=False,
+        on_delete=models.CASCADE,
+        related_name="members",
+        help_text="First experiment of its family (repeats and baselines); empty: it is the first.",
+    )
+    beside = models.ForeignKey(
+        "self",
+        null=True,
+        blank=True,
+        editable=False,
+        on_delete=models.CASCADE,
+        related_name="companions",
+        help_text="The federated run that this baseline or cross-site evaluation belongs to.",
+    )
+    turn = models.PositiveIntegerField(
+        default=0, editable=False, help_text="It begins when the members of its family with a smaller turn have ended."
+    )
+    baselines = models.JSONField(default=list, blank=True, help_text="What is trained beside it, for comparison.")
+    repeats = models.PositiveIntegerField(
+        default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(20)],
+        help_text="How many times it is run, each time with another seed.",
+    )
+    compare_every = models.PositiveIntegerField(
+        default=0,
+        validators=[MaxValueValidator(10_000)],
+        help_text="Rounds between models that the cross-site evaluation measures; 0: the last and the best only.",
+    )
 
     plan = models.JSONField(default=dict, help_text="The training recipe (trainer.contract.TrainingPlan as JSON).")
     rounds_planned = models.PositiveIntegerField(
@@ -165,6 +222,28 @@ class Experiment(models.Model):
     @property
     def status(self) -> ExperimentState:
         return ExperimentState(self.state)
+
+    @property
+    def is_head(self) -> bool:
+        return self.head_id is None
+
+    @property
+    def family(self) -> ExperimentQuerySet:
+        """The first experiment with its repeats and all their baselines, in the order in which they run."""
+        head = self.head_id or self.pk
+        return Experiment.objects.filter(Q(pk=head) | Q(head=head)).order_by("turn", "pk")
+
+    @property
+    def waits_for(self) -> Experiment | None:
+        """The member of its family that has to end first; ``None``: nothing is in its way.
+
+        A failed run can be taken up again, so what stands beside it goes on waiting.
+        """
+        if self.is_head:
+            return None
+        over = [ExperimentState.COMPLETED, ExperimentState.CANCELLED, ExperimentState.FAILED]
+        earlier = self.family.filter(turn__lt=self.turn)
+        return earlier.exclude(Q(state__in=over), ~Q(pk=self.beside_id) | Q(state=ExperimentState.COMPLETED)).first()
 
     @property
     def training_plan(self) -> TrainingPlan:

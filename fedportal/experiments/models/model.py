@@ -1,4 +1,4 @@
-"""What an experiment publishes: global models and the files made from them."""
+"""What an experiment publishes: global models and the files made from them; what is measured of them, case by case."""
 
 from __future__ import annotations
 
@@ -59,3 +59,60 @@ class Artefact(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_kind_display()} of {self.model}"
+
+
+class Subject(models.Model):
+    """A model that a cross-site evaluation measures: one global model, or several whose probabilities are averaged."""
+
+    class Role(models.TextChoices):
+        GLOBAL = "global", "Federated"
+        BEST = "best", "Federated, best round"
+        POOLED = "pooled", "Pooled"
+        LOCAL = "local", "Local only"
+        ENSEMBLE = "ensemble", "Ensemble"
+        CYCLIC = "cyclic", "Cyclic"
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="subjects")
+    name = models.CharField(
+        max_length=40, help_text="What its scores are filed under: global, local-mainz, pooled-r4 …"
+    )
+    role = models.CharField(max_length=12, choices=Role)
+    site = models.CharField(max_length=15, blank=True, help_text="Slug of the site that trained it, if one did alone.")
+    round_number = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Round of the federated run that it goes with; empty: the end."
+    )
+    global_models = models.ManyToManyField(GlobalModel, related_name="subjects")
+
+    class Meta:
+        ordering = ["experiment", "pk"]
+        constraints = [models.UniqueConstraint(fields=["experiment", "name"], name="one_subject_of_a_name")]
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.experiment}"
+
+
+class CaseScore(models.Model):
+    """A number of one held-out case, as an evaluation at its site measured it. ``case`` is a pseudonym of the family.
+
+    ``subject``: ``global`` for the model that the evaluation was of, else the name of a :class:`Subject`.
+    ``value`` is empty where undefined.
+    """
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="case_scores")
+    site = models.CharField(max_length=15)
+    subject = models.CharField(max_length=40)
+    case = models.CharField(max_length=16)
+    name = models.CharField(max_length=8, help_text="dice, or hd95 in mm.")
+    region = models.CharField(max_length=40)
+    value = models.FloatField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["pk"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["experiment", "site", "subject", "case", "name", "region"], name="a_case_is_measured_once"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.subject} at {self.site}: {self.name} {self.region} of {self.case} = {self.value}"

@@ -71,6 +71,7 @@ class SiteRun(models.Model):
     update_sha256 = models.CharField(max_length=64, blank=True)
     update_size = models.BigIntegerField(default=0)
     seconds = models.JSONField(default=dict, blank=True, help_text="The manifest's seconds per step.")
+    held_out = models.JSONField(default=list, blank=True, help_text="Pseudonyms of its validation cases.")
 
     class Meta:
         ordering = ["round", "participation__site__slug"]
