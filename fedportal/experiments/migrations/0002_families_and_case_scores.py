@@ -78,7 +78,7 @@ class Migration(migrations.Migration):
                 ('site', models.CharField(blank=True, help_text='Slug of the site that trained it, if one did alone.', max_length=15)),
                 ('round_number', models.PositiveIntegerField(blank=True, help_text='Round of the federated run that it goes with; empty: the end.', null=True)),
                 ('experiment', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='subjects', to='experiments.experiment')),
-                ('models', models.ManyToManyField(related_name='subjects', to='experiments.globalmodel')),
+                ('global_models', models.ManyToManyField(related_name='subjects', to='experiments.globalmodel')),
             ],
             options={
                 'ordering': ['experiment', 'pk'],
