@@ -85,7 +85,8 @@ class ExperimentAdmin(admin.ModelAdmin):
     autocomplete_fields = ["owner", "viewers"]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        return [name for title, options in self.fieldsets if title for name in options["fields"]]
+        of_people = ("owner", "viewers")
+        return [name for _, options in self.fieldsets for name in options["fields"] if name not in of_people]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Experiment]:
         return super().get_queryset(request).with_progress()

@@ -11,7 +11,7 @@ from rest_framework import permissions, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.serializers import Serializer, ValidationError
+from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 
 from fedportal.accounts.models import User
@@ -26,11 +26,12 @@ from fedportal.experiments.serializers import (
     ExperimentRowSerializer,
     ExperimentSerializer,
     NewExperimentSerializer,
+    PersonSerializer,
     PlanSchemaSerializer,
     ProblemSerializer,
-    ShareSerializer,
 )
 from fedportal.sites.models import Site
+from fedportal.ui.permissions import OPERATORS_ONLY, require
 
 
 class MayControl(permissions.BasePermission):
@@ -73,7 +74,7 @@ CHANGE_EXAMPLE = OpenApiExample(
     request_only=True,
     value={"plan": {"optimizer": {"learning_rate": 0.0005}}},
 )
-SHARE_EXAMPLE = OpenApiExample("With a colleague", request_only=True, value={"username": "grace"})
+PERSON_EXAMPLE = OpenApiExample("A colleague", request_only=True, value={"username": "grace"})
 STATE = OpenApiParameter("state", str, description="Only experiments in this state.")
 MINE = OpenApiParameter("mine", bool, description="Only your own.")
 SEARCH = OpenApiParameter("search", str, description="Words in the title or the question, or a key.")
@@ -189,17 +190,34 @@ class ExperimentViewSet(viewsets.GenericViewSet):
         services.retry_site(experiment=experiment, site=row, by=request.user)
         return self._shown(experiment)
 
-    @extend_schema(request=ShareSerializer, responses=CHANGED, examples=[SHARE_EXAMPLE])
+    @extend_schema(request=PersonSerializer, responses=CHANGED, examples=[PERSON_EXAMPLE])
     @action(detail=True, methods=["post"])
     def share(self, request: Request, key: str) -> Response:
         """Let somebody see the experiment."""
-        experiment = self.get_object()
-        username = self._checked(ShareSerializer(data=request.data))["username"]
-        user = User.objects.filter(username=username, is_active=True).first()
-        if user is None:
-            raise ValidationError({"username": [f"There is nobody of the name {username}."]})
-        services.share(experiment=experiment, user=user, by=request.user)
+        experiment, person = self.get_object(), self._person(request)
+        services.share(experiment=experiment, user=person, by=request.user)
         return self._shown(experiment)
+
+    @extend_schema(request=PersonSerializer, responses=CHANGED, examples=[PERSON_EXAMPLE])
+    @action(detail=True, methods=["post"])
+    def unshare(self, request: Request, key: str) -> Response:
+        """Let somebody see the experiment no longer."""
+        experiment, person = self.get_object(), self._person(request, among=User.objects.all())
+        services.unshare(experiment=experiment, user=person, by=request.user)
+        return self._shown(experiment)
+
+    @extend_schema(request=PersonSerializer, responses=CHANGED, examples=[PERSON_EXAMPLE])
+    @action(detail=True, methods=["post"], url_path="hand-over")
+    def hand_over(self, request: Request, key: str) -> Response:
+        """Give the experiment to another owner (operators)."""
+        experiment = self.get_object()
+        require(request.user.is_operator, OPERATORS_ONLY)
+        services.hand_over(experiment=experiment, to=self._person(request), by=request.user)
+        return self._shown(experiment)
+
+    def _person(self, request: Request, *, among: QuerySet[User] | None = None) -> User:
+        people = User.objects.filter(is_active=True) if among is None else among
+        return self._checked(PersonSerializer(data=request.data, context={"people": people}))["username"]
 
     def _act(self, service: Any) -> Response:
         experiment = self.get_object()

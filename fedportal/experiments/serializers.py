@@ -8,6 +8,7 @@ from typing import Any
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from fedportal.accounts.models import User
 from fedportal.aggregation.errors import AggregationRefused
 from fedportal.aggregation.strategies import WEIGHTING, Strategy, plan_fields
 from fedportal.experiments import services
@@ -187,6 +188,7 @@ class ExperimentSerializer(
     title = serializers.CharField(max_length=120, required=False, validators=[visible_line])
     question = serializers.CharField(max_length=4000, allow_blank=True, required=False)
     owner = serializers.CharField(source="owner.username", read_only=True)
+    viewers = serializers.SerializerMethodField(help_text="With whom the owner shares it.")
     cloned_from = serializers.CharField(source="cloned_from.key", read_only=True, default=None, allow_null=True)
     state = serializers.ChoiceField(choices=ExperimentState.choices(), read_only=True)
     reason = serializers.CharField(read_only=True)
@@ -208,6 +210,10 @@ class ExperimentSerializer(
     created_at = serializers.DateTimeField(read_only=True)
     started_at = serializers.DateTimeField(read_only=True, allow_null=True)
     ended_at = serializers.DateTimeField(read_only=True, allow_null=True)
+
+    @extend_schema_field(serializers.ListField(child=serializers.CharField()))
+    def get_viewers(self, experiment: Experiment) -> list[str]:
+        return sorted(experiment.viewers.values_list("username", flat=True))
 
     @extend_schema_field(serializers.CharField)
     def get_summary(self, experiment: Experiment) -> str:
@@ -305,8 +311,15 @@ class CheckSerializer(serializers.Serializer):
     problems = serializers.ListField(child=serializers.CharField())
 
 
-class ShareSerializer(StrictSerializer):
+class PersonSerializer(StrictSerializer):
+    """One of the people in the context, by user name."""
+
     username = serializers.CharField(max_length=150)
+
+    def validate_username(self, username: str) -> User:
+        if (person := self.context["people"].filter(username=username).first()) is None:
+            raise serializers.ValidationError(f"There is nobody of the name {username}.")
+        return person
 
 
 class SettingSerializer(serializers.Serializer):

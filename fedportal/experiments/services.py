@@ -71,6 +71,10 @@ class NotReady(DomainError):
         super().__init__(" ".join(problem for check in checks for problem in check.problems))
 
 
+class CannotOwn(DomainError):
+    """Only researchers and operators can own an experiment."""
+
+
 class CannotRetry(DomainError):
     """This site cannot be started again in this round."""
 
@@ -198,6 +202,31 @@ def share(*, experiment: Experiment, user: User, by: User) -> None:
             return
         experiment.viewers.add(user)
         journal.record(experiment, "shared", f"{by} shared the experiment with {user}.", by=by.username)
+
+
+def unshare(*, experiment: Experiment, user: User, by: User) -> None:
+    """Take back what :func:`share` gave; pages that are open close at the next news. Twice is once."""
+    with _locked(experiment):
+        if not experiment.viewers.filter(pk=user.pk).exists():
+            return
+        experiment.viewers.remove(user)
+        text = f"{by} no longer shares the experiment with {user}."
+        journal.record(experiment, "unshared", text, by=by.username)
+
+
+def hand_over(*, experiment: Experiment, to: User, by: User) -> None:
+    """Give an experiment in any state to another owner; the one before may still see it. Raises :class:`CannotOwn`."""
+    with _locked(experiment):
+        if to.pk == experiment.owner_id:
+            return
+        if not to.may_compose:
+            raise CannotOwn(f"{to} cannot own an experiment: only researchers and operators can.")
+        before = experiment.owner
+        lifecycle.fence(experiment, owner=to)
+        experiment.viewers.remove(to)
+        experiment.viewers.add(before)
+        text = f"{by} handed the experiment over from {before} to {to}."
+        journal.record(experiment, "handed_over", text, by=by.username)
 
 
 # --- running ----------------------------------------------------------------------------------------

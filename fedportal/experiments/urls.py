@@ -17,5 +17,6 @@ urlpatterns = [
     path("experiments/<str:key>/clone/", views.clone, name="clone"),
     path("experiments/<str:key>/delete/", views.delete, name="delete"),
     path("experiments/<str:key>/share/", views.share, name="share"),
+    path("experiments/<str:key>/unshare/", views.unshare, name="unshare"),
     path("experiments/<str:key>/retry/<slug:slug>/", views.retry, name="retry"),
 ]

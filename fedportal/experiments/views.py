@@ -228,3 +228,13 @@ def share(request: HttpRequest, key: str) -> HttpResponse:
         services.share(experiment=experiment, user=user, by=request.user)
         messages.success(request, f"{user} can see the experiment now.")
     return redirect("monitoring:experiment", key=key)
+
+
+@require_POST
+def unshare(request: HttpRequest, key: str) -> HttpResponse:
+    experiment = controlled(request, key)
+    user = experiment.viewers.filter(username=request.POST.get("username", "")).first()
+    if user is not None:  # else somebody else was faster
+        services.unshare(experiment=experiment, user=user, by=request.user)
+        messages.success(request, f"The experiment is no longer shared with {user}.")
+    return redirect("monitoring:experiment", key=key)

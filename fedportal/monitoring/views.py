@@ -59,6 +59,7 @@ def experiment(request: HttpRequest, key: str) -> HttpResponse:
         "has_older_events": len(events) > EVENTS_SHOWN,
         "has_older_rounds": bool(view.rows) and view.rows[-1].number > 1,
         "may_control": found.can_be_controlled_by(request.user),
+        "viewers": found.viewers.order_by("username"),
         "settings_groups": _settings(found),
         "participations": Participation.objects.filter(experiment=found).select_related("site", "dataset"),
         "is_thinned": is_thinned,

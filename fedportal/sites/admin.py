@@ -113,6 +113,9 @@ class SiteAdmin(admin.ModelAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Site]:
         return super().get_queryset(request).with_last_check()
 
+    def has_delete_permission(self, request: HttpRequest, obj: Site | None = None) -> bool:
+        return False  # sites are retired: their history stays
+
     def get_inlines(self, request: HttpRequest, obj: Site | None) -> list:
         return self.inlines if obj else []
 

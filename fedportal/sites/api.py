@@ -25,6 +25,7 @@ from fedportal.sites.counts import case_counts
 from fedportal.sites.forms import SiteForm, site_form
 from fedportal.sites.models import CHECKERS_ONLY, ConnectorKind, Dataset, Health, SignIn, Site, SiteCheck
 from fedportal.ui.permissions import IsOperator, ReadOnlyUnlessOperator, require
+from fedportal.ui.serializers import StrictSerializer
 
 
 class StepSerializer(serializers.Serializer):
@@ -141,7 +142,7 @@ class SiteSerializer(serializers.ModelSerializer):
         return shown
 
 
-class SiteWriteSerializer(serializers.Serializer):
+class SiteWriteSerializer(StrictSerializer):
     """What registers or changes a site; checked by the same form as the page's. The slug cannot change.
 
     ``config`` and ``secrets``: the fields of the connector, see ``/api/connectors/``. In a change only what is named is

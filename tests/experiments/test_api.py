@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from rest_framework.test import APIClient
 
+from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import STRATEGIES
 from fedportal.experiments import services
 from fedportal.experiments.models import Experiment, GlobalModel, SiteRun
@@ -12,7 +13,7 @@ from fedportal.experiments.plan import PRESETS
 from fedportal.experiments.recipe import SETTINGS
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
 from fedportal.sites.models import Dataset
-from tests.factories import ada, eve, make_dataset, make_experiment, make_site, otto
+from tests.factories import ada, eve, make_dataset, make_experiment, make_site, otto, stella
 
 pytestmark = pytest.mark.django_db
 
@@ -75,7 +76,7 @@ def test_an_empty_request_makes_the_reference_experiment(api):
 
 def test_what_is_read_can_be_sent_back(api, draft):
     body = api.get(address(draft)).json()
-    read_only = {"key", "owner", "cloned_from", "state", "reason", "round", "dice", "summary"}
+    read_only = {"key", "owner", "viewers", "cloned_from", "state", "reason", "round", "dice", "summary"}
     sent = {name: value for name, value in body.items() if name not in read_only and not name.endswith("_at")}
     sent["plan"] = body["plan"] | {"task": {"regions": body["plan"]["task"]["regions"]}}
     answer = api.patch(address(draft), sent, format="json")
@@ -330,12 +331,41 @@ def test_a_failed_site_tries_again(api, draft):
     assert api.post(f"{address(draft)}sites/elsewhere/retry/").status_code == 404
 
 
-def test_an_experiment_is_shared_by_name(api, draft):
+def test_an_experiment_is_shared_by_name_and_the_share_is_taken_back(api, draft):
+    friend = eve()
+    body = api.post(address(draft, "share"), {"username": "eve"}, format="json").json()
+    assert body["viewers"] == ["eve"]
+    User.objects.filter(pk=friend.pk).update(is_active=False)  # even of a closed account
+    for _ in range(2):
+        answer = api.post(address(draft, "unshare"), {"username": "eve"}, format="json")
+        assert (answer.status_code, answer.json()["viewers"]) == (200, [])
+    assert [event.text for event in draft.events.filter(kind__in=["shared", "unshared"])] == [
+        "Ada shared the experiment with Eve.",
+        "Ada no longer shares the experiment with Eve.",
+    ]
+
+
+def test_an_operator_hands_an_experiment_over_and_the_owner_before_may_still_look(draft):
+    operator, eve_ = APIClient(), eve()
+    operator.force_authenticate(otto())
+    body = operator.post(address(draft, "hand-over"), {"username": "eve"}, format="json").json()
+    assert (body["owner"], body["viewers"]) == ("eve", ["ada"])
+    assert Experiment.objects.get(pk=draft.pk).can_be_controlled_by(eve_)
+    stella()
+    answer = operator.post(address(draft, "hand-over"), {"username": "stella"}, format="json")
+    assert answer.status_code == 409
+    assert "only researchers and operators" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("act", ["share", "unshare", "hand-over"])
+@pytest.mark.parametrize("sent", [{"username": "nobody"}, {"username": ""}, {}, {"username": "eve", "role": "owner"}])
+def test_a_person_who_is_none_is_refused(draft, act, sent):
     eve()
-    assert api.post(address(draft, "share"), {"username": "eve"}, format="json").status_code == 200
-    assert [user.username for user in draft.viewers.all()] == ["eve"]
-    for body in ({"username": "nobody"}, {}, {"username": "eve", "role": "owner"}):
-        assert api.post(address(draft, "share"), body, format="json").status_code == 400
+    operator = APIClient()
+    operator.force_authenticate(otto())
+    answer = operator.post(address(draft, act), sent, format="json")
+    assert answer.status_code == 400
+    assert list(answer.json()["errors"]) == ["role" if "role" in sent else "username"]
 
 
 def test_the_list_is_filtered_by_state_owner_and_words(api, owner):

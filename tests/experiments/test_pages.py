@@ -312,6 +312,21 @@ def test_sharing_with_nobody_says_so(browser, draft):
     assert "nobody with the user name “nobody”" in said(browser.get("/experiments/"))
 
 
+def test_who_sees_an_experiment_is_on_its_page_and_can_be_taken_back(browser, draft):
+    services.start(experiment=draft, by=draft.owner)
+    services.share(experiment=draft, user=(friend := eve()), by=draft.owner)
+    page, button = f"/experiments/{draft.key}/", f'action="/experiments/{draft.key}/unshare/"'
+    assert button in browser.get(page).content.decode()
+    theirs = Client()
+    theirs.force_login(friend)
+    seen = theirs.get(page).content.decode()
+    assert "Who sees this" in seen
+    assert button not in seen
+    for _ in range(2):
+        browser.post(f"/experiments/{draft.key}/unshare/", {"username": "eve"})
+    assert theirs.get(page).status_code == 404
+
+
 # --- admin ------------------------------------------------------------------------------------------
 
 
@@ -332,12 +347,13 @@ def test_the_admin_shows_experiments_with_rounds_and_recipe(operator, draft):
     assert operator.get("/admin/experiments/round/").status_code == 200
 
 
-def test_the_admin_moves_no_state(operator, draft):
-    values = {"title": "Renamed", "owner": draft.owner_id, "state": "completed", "version": "9", "_save": "Save"}
+def test_the_admin_hands_an_experiment_over_and_changes_nothing_else(operator, draft):
+    title, friend = draft.title, eve()
+    values = {"title": "Renamed", "owner": friend.pk, "state": "completed", "version": "9", "_save": "Save"}
     inlines = {f"{name}-{count}_FORMS": 0 for name in ("participations", "rounds") for count in ("TOTAL", "INITIAL")}
     operator.post(f"/admin/experiments/experiment/{draft.pk}/change/", values | inlines)
     draft.refresh_from_db()
-    assert (draft.title, draft.state, draft.version) == ("Renamed", "draft", 0)
+    assert (draft.title, draft.owner, draft.state, draft.version) == (title, friend, "draft", 0)
 
 
 def test_the_admin_adds_nothing_and_deletes_drafts_only(operator, draft):

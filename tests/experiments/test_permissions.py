@@ -33,6 +33,7 @@ PAGES = {
     ("post", "{e}start/"):                   (MOVED, MOVED, NO,    NO,    NO,    HIDDEN, LOGIN),
     ("post", "{e}delete/"):                  (MOVED, MOVED, NO,    NO,    NO,    HIDDEN, LOGIN),
     ("post", "{e}share/"):                   (MOVED, MOVED, NO,    NO,    NO,    HIDDEN, LOGIN),
+    ("post", "{e}unshare/"):                 (MOVED, MOVED, NO,    NO,    NO,    HIDDEN, LOGIN),
     ("post", "{e}clone/"):                   (MOVED, MOVED, MOVED, NO,    NO,    HIDDEN, LOGIN),
     ("post", "{r}pause/"):                   (MOVED, MOVED, NO,    NO,    NO,    HIDDEN, LOGIN),
     ("post", "{r}cancel/"):                  (MOVED, MOVED, NO,    NO,    NO,    HIDDEN, LOGIN),
@@ -50,13 +51,15 @@ API = {
     ("post", "/api{e}start/"):               (OK,    OK,    NO,    NO,    NO,    HIDDEN, 401),
     ("post", "/api{e}clone/"):               (MADE,  MADE,  MADE,  NO,    NO,    HIDDEN, 401),
     ("post", "/api{e}share/"):               (OK,    OK,    NO,    NO,    NO,    HIDDEN, 401),
+    ("post", "/api{e}unshare/"):             (OK,    OK,    NO,    NO,    NO,    HIDDEN, 401),
+    ("post", "/api{e}hand-over/"):           (NO,    OK,    NO,    NO,    NO,    HIDDEN, 401),
     ("post", "/api{r}pause/"):               (OK,    OK,    NO,    NO,    NO,    HIDDEN, 401),
     ("post", "/api{r}cancel/"):              (OK,    OK,    NO,    NO,    NO,    HIDDEN, 401),
     ("post", "/api{r}sites/{site}/retry/"):  (OK,    OK,    NO,    NO,    NO,    HIDDEN, 401),
     ("post", "/api{p}resume/"):              (OK,    OK,    NO,    NO,    NO,    HIDDEN, 401),
 }  # fmt: skip
 BODY = {"preset": "laptop", "name": "New", "username": "ada", "title": "New"}
-API_BODIES = {"share/": {"username": "ada"}, "experiments/": {"preset": "laptop"}}
+API_BODIES = {"share/": {"username": "ada"}, "hand-over/": {"username": "ada"}, "experiments/": {"preset": "laptop"}}
 
 
 def cases(table):

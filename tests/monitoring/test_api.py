@@ -91,3 +91,24 @@ def test_a_log_of_another_experiment_is_not_found(running, get):
     attempt = scenes.run_of(scenes.open_round(other, 1), "bonn").attempts.get()
     get("logs", status=404, run=attempt.run)
     get("logs", status=404)
+
+
+def test_the_dashboard_shows_what_the_front_page_shows_and_nothing_of_strangers(running):
+    scenes.make_model(running, 0, dice=0.25)
+    scenes.open_round(running, 1)
+    draft = factories.make_experiment(running.owner, sites=0)
+    over = factories.make_experiment(running.owner, sites=0, state="completed", ended_at=timezone.now())
+    other = scenes.make_running(factories.eve(), sites=("bonn",))
+    journal.record(running, "note", "Mine")
+    journal.record(other, "note", "Not mine")
+    client = APIClient()
+    assert client.get("/api/dashboard/").status_code == 401
+    client.force_authenticate(running.owner)
+    board = client.get("/api/dashboard/").json()
+    [active] = board["active"]
+    assert (active["key"], active["dice"], active["where"]) == (running.key, 0.25, "round 1 of 4")
+    assert [one["key"] for one in board["recent"]] == [over.key]
+    assert [one["key"] for one in board["drafts"]] == [draft.key]
+    assert [event["text"] for event in board["events"]] == ["Mine"]
+    assert {site["slug"]: site["health"] for site in board["sites"]}["mainz"] == "healthy"
+    assert board["more_sites"] == 0

@@ -66,11 +66,17 @@ def test_secrets_are_in_no_page_of_the_admin_and_in_no_record_of_changes(admin, 
     site = Site.objects.get()
     admin.post(f"/admin/sites/site/{site.pk}/change/", {**TYPED, **INLINES, "password": "pass-4712"})
     assert Site.objects.get().secrets["password"] == "pass-4712"
-    for page in ("", f"{site.pk}/change/", f"{site.pk}/history/", f"{site.pk}/delete/"):
+    for page in ("", f"{site.pk}/change/", f"{site.pk}/history/"):
         shown = admin.get(f"/admin/sites/site/{page}").content.decode()
         assert "471" not in shown
         assert site.secrets["portal_token"] not in shown
     assert "471" not in "".join(LogEntry.objects.values_list("change_message", flat=True))
+
+
+def test_a_site_is_retired_and_not_deleted(admin):
+    site = make_site("mainz")
+    assert admin.post(f"/admin/sites/site/{site.pk}/delete/", {"post": "yes"}).status_code == 403
+    assert Site.objects.filter(slug="mainz").exists()
 
 
 def test_a_secret_that_was_typed_into_a_refused_form_is_not_sent_back(admin, probe):

@@ -78,6 +78,8 @@ def test_an_operator_registers_a_site(operator):
         ("config", None),
         ("secrets", ["a"]),
         ("stewards", "otto"),
+        ("colour", "red"),
+        ("retired_at", None),
     ],
 )
 def test_refused_input_names_the_field_and_stores_nothing(operator, field, value):
