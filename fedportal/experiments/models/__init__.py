@@ -1,5 +1,6 @@
 """Experiment → round → site run → attempt; what was published; the journal. The rows are the only truth."""
 
+from fedportal.experiments.models.bundle import BundleRequest
 from fedportal.experiments.models.experiment import Baseline, Experiment, Kind, Participation, Straggler, Weighting
 from fedportal.experiments.models.journal import Event, LogPiece, Metric
 from fedportal.experiments.models.model import Artefact, CaseScore, GlobalModel, Subject
@@ -11,6 +12,7 @@ __all__ = [
     "Artefact",
     "Attempt",
     "Baseline",
+    "BundleRequest",
     "CaseScore",
     "Event",
     "Experiment",
