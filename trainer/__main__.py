@@ -11,13 +11,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from trainer.contract import ContractError, Exit, plan_from_json
+from trainer.contract import EXPLANATIONS, ContractError, Exit, plan_from_json
 from trainer.exchange import SITE_KEY, Work, job_from_json, train_or_evaluate, versions
 from trainer.failures import is_disk_full
 from trainer.job import Fault
-from trainer.run import begin, carry_out, claim
+from trainer.run import begin, carry_out, claim, end_on_signal
 from trainer.serve import PRELOAD, Server
 
 
@@ -53,6 +54,8 @@ def main(
                 from trainer.bundle import build
 
                 build(options.model, options.recipe, options.out)
+            case "predict":
+                return _predict(options)
             case "inspect":
                 from trainer.inspect import inspect
 
@@ -89,6 +92,22 @@ def _run(work: Work, patience: float) -> int:
     return int(carry_out(job, work=work, patience=patience))
 
 
+def _predict(options: argparse.Namespace) -> int:
+    end_on_signal(lambda: print(EXPLANATIONS[Exit.CANCELLED], file=sys.stderr))
+    from trainer.predict import segment
+
+    code, counts = segment(
+        model=options.model,
+        recipe=options.recipe,
+        images=options.images,
+        out=options.out,
+        threads=options.threads,
+        say=lambda message: print(message, file=sys.stderr, flush=True),
+    )
+    print(json.dumps(asdict(counts)))
+    return int(code)
+
+
 def _plan(path: Path):
     try:
         return plan_from_json(json.loads(path.read_bytes()))
@@ -112,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     bundle.add_argument("--model", type=Path, required=True)
     bundle.add_argument("--recipe", type=Path, required=True)
     bundle.add_argument("--out", type=Path, required=True)
+    predict = commands.add_parser("predict", help="segment a folder of images with a model")
+    predict.add_argument("--model", type=Path, required=True, help="model.safetensors of the portal")
+    predict.add_argument("--recipe", type=Path, required=True, help="its recipe.json")
+    predict.add_argument("--images", type=Path, required=True, help="folder of NIfTI files, or with a dataset.json")
+    predict.add_argument("--out", type=Path, required=True, help="folder for the segmentations")
+    predict.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     inspect = commands.add_parser("inspect", help="list the datasets of a folder, as JSON")
     inspect.add_argument("--data-root", type=Path, required=True)
     commands.add_parser("version", help="say what this trainer is made of, as JSON")

@@ -30,15 +30,11 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 def build(model: Path, recipe: Path, out: Path) -> None:
     """Write the bundle of ``model`` (safetensors) to ``out``.
 
-    ``recipe``: a JSON file with a training plan, or a document with one under ``plan``; the other entries of such a
-    document (experiment, round, measured values) are kept in the bundle's metadata under ``fedportal``. Raises
-    :class:`Fault` BAD_JOB for a recipe without a plan and MODEL_MISMATCH where model and plan do not fit.
+    ``recipe``: see :func:`read_recipe`; what it says beside the plan (experiment, round, measured values) is kept in
+    the bundle's metadata under ``fedportal``. Raises :class:`Fault` BAD_JOB for a recipe without a plan and
+    MODEL_MISMATCH where model and plan do not fit.
     """
-    try:
-        document = json.loads(recipe.read_bytes())
-        plan = plan_from_json(document.get("plan", document))
-    except (ValueError, AttributeError) as error:
-        raise Fault(Exit.BAD_JOB, f"{recipe.name} has no training plan: {error}") from error
+    document, plan = read_recipe(recipe)
     network = networks.build(plan.task, plan.network)
     weights.load_model(model, network)
     state = io.BytesIO()
@@ -57,6 +53,19 @@ def build(model: Path, recipe: Path, out: Path) -> None:
             # weights do not get smaller
             entry.compress_type = zipfile.ZIP_STORED if name.endswith(".pt") else zipfile.ZIP_DEFLATED
             archive.writestr(entry, content)
+
+
+def read_recipe(path: Path) -> tuple[Mapping[str, Any], TrainingPlan]:
+    """Return document and plan of a recipe: a JSON file with a training plan, or with one under ``plan``.
+
+    Raises :class:`Fault` BAD_JOB."""
+    try:
+        document = json.loads(path.read_bytes())
+        return document, plan_from_json(document.get("plan", document))
+    except OSError as error:
+        raise Fault(Exit.BAD_JOB, f"{path.name} cannot be read ({error.strerror}).") from error
+    except (ValueError, AttributeError) as error:
+        raise Fault(Exit.BAD_JOB, f"{path.name} has no training plan: {error}") from error
 
 
 def inference(plan: TrainingPlan) -> dict[str, Any]:

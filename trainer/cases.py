@@ -3,7 +3,8 @@
 A dataset is a folder ``<data_root>/<name>/`` with ``dataset.json``. Its values count, not their order:
 ``modality`` names the input channels, ``labels`` the label numbers, ``training`` lists ``{"image", "label"}``
 pairs. Held-out cases stand under ``validation`` (same shape); where that key is missing a fifth of the
-training cases is held out, the same ones at every time and on every machine.
+training cases is held out, the same ones at every time and on every machine. ``test`` lists images without a
+segmentation.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ class Dataset:
     validation: tuple[Case, ...]
 
 
+def case_name(image: Path) -> str:
+    """Return an image's file name without its ending."""
+    return image.name.removesuffix(".gz").removesuffix(".nii")
+
+
 def read_dataset(data_root: Path, name: str) -> Dataset:
     """Read ``<data_root>/<name>/dataset.json``; whether the images exist is looked at when they are read.
 
@@ -47,15 +53,8 @@ def read_dataset(data_root: Path, name: str) -> Dataset:
     a path leads out of ``data_root``: a job names the dataset, and no job may name another folder of the hospital.
     """
     root = data_root.resolve()
-    folder = (root / name).resolve()
-    if not name or folder == root or not folder.is_relative_to(root):
-        raise Fault(Exit.NO_DATASET, "The name of the dataset leads out of the site's data folder.")
-    try:
-        document = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Fault(Exit.NO_DATASET, f"Looked for {name}/dataset.json.") from error
-    except ValueError as error:
-        raise Fault(Exit.NO_DATASET, f"{name}/dataset.json is not valid JSON.") from error
+    folder = folder_of(data_root, name)
+    document = _document(folder)
     try:
         training = _cases(document["training"], folder=folder, root=root)
         if "validation" in document:
@@ -72,6 +71,35 @@ def read_dataset(data_root: Path, name: str) -> Dataset:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Fault(Exit.NO_DATASET, f"{name}/dataset.json does not follow the Decathlon layout: {error}.") from error
+
+
+def read_unlabelled(data_root: Path, name: str) -> tuple[Path, ...]:
+    """Return the images that ``dataset.json`` lists under ``test``. Raises :class:`Fault` as :func:`read_dataset`."""
+    folder = folder_of(data_root, name)
+    try:
+        # The Decathlon lists them as plain texts, others as it lists the pairs.
+        entries = [entry["image"] if isinstance(entry, dict) else str(entry) for entry in _document(folder)["test"]]
+    except (KeyError, TypeError):
+        return ()
+    return tuple(_inside(folder / entry, data_root.resolve()) for entry in entries)
+
+
+def folder_of(root: Path, name: str) -> Path:
+    """Return the folder ``name`` below ``root``. Raises :class:`Fault` NO_DATASET where the name leads elsewhere."""
+    root = root.resolve()
+    folder = (root / name).resolve()
+    if not name or folder == root or not folder.is_relative_to(root):
+        raise Fault(Exit.NO_DATASET, "The name of the dataset leads out of the site's data folder.")
+    return folder
+
+
+def _document(folder: Path) -> Any:
+    try:
+        return json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Fault(Exit.NO_DATASET, f"Looked for {folder.name}/dataset.json.") from error
+    except ValueError as error:
+        raise Fault(Exit.NO_DATASET, f"{folder.name}/dataset.json is not valid JSON.") from error
 
 
 def hold_out(cases: tuple[Case, ...]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -123,7 +151,7 @@ def task_of(document: Mapping[str, Any]) -> Task:
 def _cases(entries: Any, *, folder: Path, root: Path) -> tuple[Case, ...]:
     cases = tuple(
         Case(
-            name=Path(entry["image"]).name.removesuffix(".gz").removesuffix(".nii"),
+            name=case_name(Path(entry["image"])),
             image=_inside(folder / entry["image"], root),
             label=_inside(folder / entry["label"], root),
         )

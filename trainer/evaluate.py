@@ -15,7 +15,7 @@ from trainer import layers, losses, metrics, networks, weights
 from trainer.cache import PreparedCase, prepare
 from trainer.cases import check_task, read_dataset
 from trainer.contract import Exit, JobSpec, Kind, MetricRecord, Phase, TrainingPlan
-from trainer.data import pad, regions_of, unpad
+from trainer.data import pad, regions_of, seed_for, unpad
 from trainer.failures import machine_faults
 from trainer.images import Recipe
 from trainer.job import Fault, Outcome, Report, Site
@@ -32,7 +32,9 @@ def evaluate(
 ) -> Outcome:
     """Evaluate the incoming model at ``model`` (safetensors) and report records of phase *incoming*."""
     with machine_faults():
-        machine = settle(spec, site=site, report=report)
+        machine = settle(
+            spec.plan, allowed=site.threads, seed=seed_for(spec.plan.seed, spec.round, spec.site), say=report.say
+        )
         started = time.monotonic()
         dataset = read_dataset(site.data_root, spec.dataset)
         recipe = recipe_for(spec, check_task(dataset, spec.plan.task))

@@ -15,10 +15,10 @@ import nibabel
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import NormalizeIntensity, Orientation, Spacing
+from monai.transforms import InvertibleTransform, NormalizeIntensity, Orientation, Spacing
 from torch import Tensor
 
-from trainer.cases import Case
+from trainer.cases import Case, case_name
 from trainer.contract import Exit
 from trainer.headers import UNREADABLE
 from trainer.job import Fault
@@ -42,6 +42,42 @@ class Recipe:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Scan:
+    """An image without a segmentation. ``voxels``: float32 [channel, x, y, z] as the network sees it; ``header``: the
+    file's."""
+
+    voxels: Tensor
+    header: nibabel.Nifti1Header
+    placed: MetaTensor
+    steps: tuple[InvertibleTransform, ...]
+
+    def on_its_grid(self, values: Tensor) -> Tensor:
+        """Bring float values [n, x, y, z] on the grid of ``voxels`` back to the file's own, linearly."""
+        back = MetaTensor(values, meta=self.placed.meta, applied_operations=self.placed.applied_operations)
+        for step in reversed(self.steps):
+            back = step.inverse(back)
+        return back.as_tensor()
+
+
+def read_scan(path: Path, recipe: Recipe) -> Scan:
+    """Read an image that has no segmentation, as :func:`read_case` reads those that have.
+
+    Raises :class:`Fault` MISSING_FILE, UNREADABLE_IMAGE, WRONG_CHANNELS, NOT_FINITE.
+    """
+    name = case_name(path)
+    values, affine, header = _read(path, name)
+    channels = _channels(values, path, name, recipe)
+    orientation = Orientation(axcodes=AXES, labels=AXIS_LABELS)
+    image = _oriented(channels, affine, path, name, orientation)
+    steps: tuple[InvertibleTransform, ...] = (orientation,)
+    if recipe.spacing is not None:
+        spacing = Spacing(recipe.spacing, mode="bilinear")
+        image = spacing(image)
+        steps = (orientation, spacing)
+    return Scan(_normalised(image), header, image, steps)
+
+
 def read_case(case: Case, recipe: Recipe) -> tuple[Tensor, Tensor, tuple[float, ...]]:
     """Return image float32 [channel, x, y, z], label uint8 [x, y, z] and the spacing in mm.
 
@@ -58,25 +94,32 @@ def read_case(case: Case, recipe: Recipe) -> tuple[Tensor, Tensor, tuple[float, 
         image = Spacing(recipe.spacing, mode="bilinear")(image)
         label = Spacing(recipe.spacing, mode="nearest")(label)
     spacing = tuple(float(mm) for mm in image.pixdim)
-    normalised = NormalizeIntensity(nonzero=True, channel_wise=True)(image.as_tensor())
-    return normalised, label.as_tensor()[0].to(torch.uint8), spacing
+    return _normalised(image), label.as_tensor()[0].to(torch.uint8), spacing
+
+
+def _normalised(image: MetaTensor) -> Tensor:
+    return NormalizeIntensity(nonzero=True, channel_wise=True)(image.as_tensor())
 
 
 def _image(case: Case, recipe: Recipe) -> MetaTensor:
-    values, affine = _read(case.image, case)
+    values, affine, _ = _read(case.image, case.name)
+    return _oriented(_channels(values, case.image, case.name, recipe), affine, case.image, case.name)
+
+
+def _channels(values: np.ndarray, path: Path, name: str, recipe: Recipe) -> np.ndarray:
+    """Return the voxels [channel, x, y, z] in the task's order."""
     if values.ndim == 3:
         values = values[..., np.newaxis]
     if values.ndim != 4 or values.shape[-1] != len(recipe.order):
         found = values.shape[-1] if values.ndim == 4 else f"{values.ndim} dimensions"
-        raise Fault(Exit.WRONG_CHANNELS, f"Case {case.name}: found {found}, expected {len(recipe.order)}.")
+        raise Fault(Exit.WRONG_CHANNELS, f"Case {name}: found {found}, expected {len(recipe.order)}.")
     if not np.isfinite(values).all():
-        raise Fault(Exit.NOT_FINITE, f"Case {case.name}: {case.image.name}.")
-    channels = np.moveaxis(values, -1, 0)[list(recipe.order)]
-    return _oriented(channels, affine, case.image, case)
+        raise Fault(Exit.NOT_FINITE, f"Case {name}: {path.name}.")
+    return np.moveaxis(values, -1, 0)[list(recipe.order)]
 
 
 def _label(case: Case, recipe: Recipe) -> MetaTensor:
-    values, affine = _read(case.label, case)
+    values, affine, _ = _read(case.label, case.name)
     if values.ndim == 4 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != 3:
@@ -87,11 +130,11 @@ def _label(case: Case, recipe: Recipe) -> MetaTensor:
     right = known[numbers] & (numbers == values)
     if not right.all():
         raise Fault(Exit.WRONG_LABEL, f"Case {case.name}: {case.label.name} contains {values[~right][0]:g}.")
-    return _oriented(values[np.newaxis], affine, case.label, case)
+    return _oriented(values[np.newaxis], affine, case.label, case.name)
 
 
-def _read(path: Path, case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Return values float32 and affine 4×4 of a NIfTI file."""
+def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, nibabel.Nifti1Header]:
+    """Return values float32, affine 4×4 and header of a NIfTI file."""
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":
@@ -99,16 +142,19 @@ def _read(path: Path, case: Case) -> tuple[np.ndarray, np.ndarray]:
             data = gzip.decompress(data)
         kind = nibabel.Nifti2Image if data[:4] in NIFTI2 else nibabel.Nifti1Image
         file = kind.from_bytes(data)
-        return np.asarray(file.get_fdata(dtype=np.float32, caching="unchanged")), np.asarray(file.affine)
+        values = np.asarray(file.get_fdata(dtype=np.float32, caching="unchanged"))
+        return values, np.asarray(file.affine), file.header
     except FileNotFoundError as error:
-        raise Fault(Exit.MISSING_FILE, f"Case {case.name}: {path.name}.") from error
+        raise Fault(Exit.MISSING_FILE, f"Case {name}: {path.name}.") from error
     except UNREADABLE as error:
-        raise Fault(Exit.UNREADABLE_IMAGE, f"Case {case.name}: {path.name}.") from error
+        raise Fault(Exit.UNREADABLE_IMAGE, f"Case {name}: {path.name}.") from error
 
 
-def _oriented(values: np.ndarray, affine: np.ndarray, path: Path, case: Case) -> MetaTensor:
+def _oriented(
+    values: np.ndarray, affine: np.ndarray, path: Path, name: str, orientation: Orientation | None = None
+) -> MetaTensor:
+    orientation = orientation or Orientation(axcodes=AXES, labels=AXIS_LABELS)
     try:
-        meta = MetaTensor(torch.from_numpy(np.ascontiguousarray(values)), affine=torch.from_numpy(affine))
-        return Orientation(axcodes=AXES, labels=AXIS_LABELS)(meta)
+        return orientation(MetaTensor(torch.from_numpy(np.ascontiguousarray(values)), affine=torch.from_numpy(affine)))
     except (ValueError, np.linalg.LinAlgError) as error:
-        raise Fault(Exit.UNREADABLE_IMAGE, f"Case {case.name}: {path.name} has no valid orientation.") from error
+        raise Fault(Exit.UNREADABLE_IMAGE, f"Case {name}: {path.name} has no valid orientation.") from error

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from trainer.contract import JobSpec
-from trainer.data import seed_for
-from trainer.job import Report, Site
+from trainer.contract import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -26,19 +25,19 @@ class Machine:
         return torch.autocast(self.device.type, torch.float16) if self.mixed else contextlib.nullcontext()
 
 
-def settle(spec: JobSpec, *, site: Site, report: Report) -> Machine:
+def settle(plan: TrainingPlan, *, allowed: int, seed: int, say: Callable[[str], None]) -> Machine:
     """Set this process's threads and seed and return its machine. Call it once, before the first tensor.
 
-    The plan may ask for fewer threads than the site allows, never for more. Sums depend on their order, so the same
+    ``allowed``: threads that the site allows, 0 = all. The plan may ask for fewer, never for more. Sums depend on their order, so the same
     result to the bit needs the same number of threads.
     """
-    allowed = site.threads or os.cpu_count() or 1
-    threads = min(spec.plan.threads or allowed, allowed)
+    allowed = allowed or os.cpu_count() or 1
+    threads = min(plan.threads or allowed, allowed)
     torch.set_num_threads(threads)
     cuda = torch.cuda.is_available()
-    mixed = spec.plan.precision == "mixed"
+    mixed = plan.precision == "mixed"
     if mixed and not cuda:
-        report.say("There is no GPU here: computing in float32 instead of mixed precision.")
+        say("There is no GPU here: computing in float32 instead of mixed precision.")
     if cuda:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
@@ -47,5 +46,5 @@ def settle(spec: JobSpec, *, site: Site, report: Report) -> Machine:
     # warn only: 3D pooling and upsampling have no repeatable gradient on a GPU
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.manual_seed(seed_for(spec.plan.seed, spec.round, spec.site))
+    torch.manual_seed(seed)
     return Machine(torch.device("cuda" if cuda else "cpu"), threads, mixed and cuda)

@@ -22,6 +22,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer.contract import EXPLANATIONS, Exit
@@ -75,8 +76,7 @@ def begin(folder: Path, lock: int) -> None:
     reserve = folder / ".exit.json"
     reserve.write_bytes(b" " * RESERVE)
     _write(folder / "pid", str(os.getpid()))
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    threading.Thread(target=_end_on_signal, args=(folder,), name="end-on-signal", daemon=True).start()
+    end_on_signal(lambda: settle(folder, Exit.CANCELLED, EXPLANATIONS[Exit.CANCELLED]))
     # Should memory run out, the system should take a run, which can be repeated, before anything else.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
@@ -125,13 +125,19 @@ def exit_code_of(folder: Path) -> int | None:
         return None
 
 
-def _end_on_signal(folder: Path) -> None:
+def end_on_signal(last: Callable[[], None]) -> None:
+    """End this process with CANCELLED on SIGTERM or SIGINT, after ``last``. Call it before any thread starts."""
+
     # A thread that waits, not a signal handler: Python runs handlers in the main thread only, which may be
     # inside a long operation of torch. Those let go of the interpreter, so this thread gets its turn.
-    signal.sigwait(STOPPING)
-    with contextlib.suppress(OSError):
-        settle(folder, Exit.CANCELLED, EXPLANATIONS[Exit.CANCELLED])
-    os._exit(Exit.CANCELLED)
+    def end() -> None:
+        signal.sigwait(STOPPING)
+        with contextlib.suppress(OSError):
+            last()
+        os._exit(Exit.CANCELLED)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    threading.Thread(target=end, name="end-on-signal", daemon=True).start()
 
 
 def _write(path: Path, text: str) -> None:

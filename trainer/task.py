@@ -1,4 +1,4 @@
-"""A task of the site's scheduler: ``python -m trainer.task train|evaluate|check``.
+"""A task of the site's scheduler: ``python -m trainer.task train|evaluate|predict|check``.
 
 It has a run started by the site's warm trainer, or from cold where none answers, shows its log and ends with its exit
 code. The run itself is a process of its own: a task that is started again, because its scheduler was, finds it and
@@ -8,7 +8,8 @@ The environment says all:
 
 ``FEDPORTAL_SITE``  path of the site's file, which only its administrator writes (see :class:`SiteFile`)
 ``FEDPORTAL_RUN``   the scheduler's name of this run
-``FEDPORTAL_CONF``  what the portal sent, as JSON: ``run``, ``spec_url``, ``contract``
+``FEDPORTAL_CONF``  what the portal sent, as JSON: ``run``, ``spec_url``, ``contract``; for *predict*, which people at the
+                    site start, ``model`` and ``dataset``
 
 Standard library only, so that it starts in some 50 ms.
 """
@@ -19,6 +20,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -43,6 +45,7 @@ LOOK = 0.2
 ANSWER_TIMEOUT = 5.0
 KEEP_DAYS = 14
 DAY = 86400.0
+_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 KILLED = "The training process ended without a word: it was killed, most likely because memory ran out."
 
 
@@ -99,6 +102,8 @@ def main(argv: list[str]) -> int:
             hand_in(found, conf, bytes.fromhex(site.key))
             sys.stdout.write(json.dumps(found) + "\n")
             return 0
+        if duty == "predict":
+            return _predict(site, conf)
         if duty not in ("train", "evaluate"):
             raise Refused(Exit.BAD_JOB, f"There is no duty {duty!r}.")
         _require_same_contract(conf)
@@ -115,6 +120,32 @@ def main(argv: list[str]) -> int:
     except Refused as refused:
         _say(refused.message, level="error", exit_code=int(refused.code))
         return int(refused.code)
+
+
+def _predict(site: SiteFile, conf: dict[str, Any]) -> int:
+    """Apply a model that lies at the site to images that lie at the site.
+
+    Both are told by the names of folders: whoever may start the task, as the portal may, can point it nowhere else.
+    """
+    names = {name: str(conf.get(name) or "").strip() for name in ("model", "dataset")}
+    for what, name in names.items():
+        if not _FOLDER.match(name):
+            raise Refused(Exit.BAD_JOB, f"Say which {what}: {name!r} is not the name of a folder.")
+    folder = site.work_dir / "models" / names["model"]
+    models, recipes = (sorted(folder.glob(pattern)) for pattern in ("*.safetensors", "*.json"))
+    if len(models) != 1 or len(recipes) != 1:
+        raise Refused(
+            Exit.BAD_JOB, f"Put one model (.safetensors) and its recipe (.json), and no other of them, into {folder}."
+        )
+    images = site.data_root / names["dataset"]
+    if not images.is_dir():
+        raise Refused(Exit.NO_DATASET, f"There is no folder {images}.")
+    from trainer.__main__ import main as trainer
+
+    out = site.work_dir / "predictions" / names["dataset"] / names["model"]
+    _say("task begins", **names, out=str(out))
+    options = {"model": models[0], "recipe": recipes[0], "images": images, "out": out, "threads": site.threads}
+    return trainer(["predict", *(f"--{option}={value}" for option, value in options.items())])
 
 
 class Run:

@@ -34,7 +34,7 @@ def train(spec: JobSpec, *, site: Site, run_dir: Path, model: Path, optimizer: P
     plan = spec.plan
     seconds: dict[str, float] = {}
     with machine_faults():
-        machine = settle(spec, site=site, report=report)
+        machine = settle(plan, allowed=site.threads, seed=seed_for(plan.seed, spec.round, spec.site), say=report.say)
 
         clock = time.monotonic()
         training, held_out = _cases(spec, site=site, machine=machine, report=report)

@@ -20,7 +20,7 @@ from trainer.contract import Exit, plan_from_json
 from trainer.evaluate import predict, recipe_for
 from trainer.images import read_case
 from trainer.initial import init
-from trainer.job import Fault, Site
+from trainer.job import Fault
 from trainer.machine import settle
 
 SCRIPT = """
@@ -78,7 +78,7 @@ def test_the_bundle_segments_like_the_trainer_with_monai_alone(plan, tmp_path: P
     network.eval()
     case = Case("CASE", tmp_path / "images" / "CASE.nii.gz", tmp_path / "label.nii.gz")
     prepared, _, _ = read_case(case, recipe_for(make_spec(plan), (0, 1, 2, 3)))
-    machine = settle(make_spec(plan), site=Site(tmp_path, tmp_path, 1), report=Recorder())
+    machine = settle(plan, allowed=1, seed=0, say=Recorder().say)
     with torch.inference_mode():
         ours = (predict(network, prepared, plan, machine=machine).sigmoid() >= 0.5).numpy()
     if plan.spacing is None:

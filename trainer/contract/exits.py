@@ -46,10 +46,10 @@ EXPLANATIONS: Mapping[Exit, str] = {
     Exit.NOT_FINITE: "An image contains values that are not numbers (NaN or infinity).",
     Exit.EMPTY_MASK: "None of the training cases has anything segmented, so there is nothing to learn.",
     Exit.WRONG_CHANNELS: "An image does not have the channels (contrasts) that the task expects.",
-    Exit.NO_CASES: "The dataset lists no case to train on or no case to validate with.",
+    Exit.NO_CASES: "The dataset lists too few cases.",
     Exit.LABELS_DIFFER: "The site's labels have other names or numbers than the experiment's task.",
     Exit.DISK_FULL: "The site's disk is full.",
-    Exit.OUT_OF_MEMORY: "The training did not fit into memory. A smaller patch or batch size helps.",
+    Exit.OUT_OF_MEMORY: "The work did not fit into memory. A smaller patch or batch size helps.",
     Exit.DIVERGED: "The loss became infinite or not a number. A lower learning rate helps.",
     Exit.CANCELLED: "The run was cancelled.",
 }

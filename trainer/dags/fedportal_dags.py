@@ -1,4 +1,6 @@
-"""The DAGs of a hospital that takes part in federated trainings: ``fp-train``, ``fp-evaluate``, ``fp-check``.
+"""The DAGs of a hospital that takes part in federated trainings.
+
+``fp-train``, ``fp-evaluate`` and ``fp-check`` are started by the portal, ``fp-predict`` by people at the hospital.
 
 One file for Airflow 2.11 and 3. ``python -m trainer.install`` puts it into the DAG folder, with ``fedportal.json`` beside
 it. Parsing it reads that file and imports nothing of the trainer, which has an environment of its own.
@@ -16,10 +18,11 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 
 try:  # Airflow 3
-    from airflow.sdk import DAG, BaseOperator
+    from airflow.sdk import DAG, BaseOperator, Param
 except ImportError:
     from airflow import DAG
     from airflow.models import BaseOperator
+    from airflow.models.param import Param
 try:
     from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowTaskTimeout
 except ImportError:
@@ -59,7 +62,7 @@ class TrainerOperator(BaseOperator):
             **SETTINGS["environment"],
             "FEDPORTAL_SITE": SETTINGS["site"],
             "FEDPORTAL_RUN": context["dag_run"].run_id,
-            "FEDPORTAL_CONF": json.dumps(context["dag_run"].conf or {}),
+            "FEDPORTAL_CONF": json.dumps({**context["params"], **(context["dag_run"].conf or {})}),
         }
         self._hook = SubprocessHook()
         try:
@@ -86,8 +89,11 @@ class TrainerOperator(BaseOperator):
             self.log.info(json.dumps({"message": "the run's processes have ended", "exit_code": code}))
 
 
-def trainer_dag(duty: str, description: str, *, timeout: timedelta, retries: int, pool: str) -> DAG:
-    """Return a DAG of one task: a chain costs seconds of scheduling in every round (docs/decisions/0030)."""
+def trainer_dag(duty: str, description: str, *, timeout: timedelta, retries: int, pool: str, params=None) -> DAG:
+    """Return a DAG of one task: a chain costs seconds of scheduling in every round (docs/decisions/0030).
+
+    ``params``: what Airflow asks people for who start it by hand.
+    """
     with DAG(
         f"fp-{duty}",
         description=description,
@@ -96,6 +102,7 @@ def trainer_dag(duty: str, description: str, *, timeout: timedelta, retries: int
         catchup=False,
         is_paused_upon_creation=False,
         max_active_runs=16,
+        params=params,
         tags=["fedportal", f"contract-{SETTINGS['contract']}", f"code-{SETTINGS['code']}"],
     ) as dag:
         TrainerOperator(
@@ -109,9 +116,31 @@ def trainer_dag(duty: str, description: str, *, timeout: timedelta, retries: int
     return dag
 
 
+FOLDER = "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 HOURS = timedelta(hours=SETTINGS["hours"])
 train = trainer_dag("train", "One round of training", timeout=HOURS, retries=1, pool=SETTINGS["pool"])
 evaluate = trainer_dag("evaluate", "Measure a model", timeout=HOURS, retries=1, pool=SETTINGS["pool"])
+predict = trainer_dag(
+    "predict",
+    "Segment images of this hospital with a global model; the segmentations stay here",
+    timeout=HOURS,
+    retries=1,
+    pool=SETTINGS["pool"],
+    params={
+        "model": Param(
+            type="string",
+            title="Model",
+            description="Folder with a model and its recipe, in models/ of the trainer's working folder.",
+            pattern=FOLDER,
+        ),
+        "dataset": Param(
+            type="string",
+            title="Dataset",
+            description="Folder of the data folder: its images *.nii.gz, or those that its dataset.json lists under test.",
+            pattern=FOLDER,
+        ),
+    },
+)
 check = trainer_dag(
     "check", "Tell the portal how this site is", timeout=timedelta(minutes=10), retries=0, pool="default_pool"
 )
