@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from trainer.contract import (
     CONTRACT_VERSION,
     EXPLANATIONS,
+    CaseScore,
     ContractError,
     Exit,
     Fetch,
@@ -25,12 +26,15 @@ from trainer.contract import (
     Region,
     Schedule,
     Stored,
+    Subject,
     Task,
     TrainingPlan,
     Validation,
     attempt_key,
     attempt_prefix,
     canonical_json,
+    case_key,
+    case_pseudonym,
     global_model_key,
     has_norm_entries,
     manifest_from_json,
@@ -80,6 +84,27 @@ MANIFEST = Manifest(
     seconds={"train": 1.5},
 )
 KEY = attempt_key(b"secret", NAME)
+CASES = case_key(b"secret", "abcd2345")
+SOMEBODY, SOMEBODY_ELSE = (case_pseudonym(CASES, content) for content in (b"one", b"other"))
+LOCAL_MODELS = tuple(Fetch(f"http://store/{name}", name * 64, 10) for name in "ab")
+EVALUATION = dataclasses.replace(
+    SPEC,
+    kind=Kind.EVALUATE,
+    update=None,
+    case_key=CASES,
+    held_out=(SOMEBODY,),
+    subjects=(Subject("local-graz", LOCAL_MODELS[:1]), Subject("ensemble", LOCAL_MODELS)),
+)
+EVALUATED = dataclasses.replace(
+    MANIFEST,
+    kind=Kind.EVALUATE,
+    update=None,
+    held_out=(SOMEBODY, SOMEBODY_ELSE),
+    cases=(
+        CaseScore("global", SOMEBODY, "dice", {"WT": 0.75, "ET": 1.0}),
+        CaseScore("local-graz", SOMEBODY_ELSE, "hd95", {"WT": 3.5, "ET": None}),
+    ),
+)
 
 
 def through_json(document):
@@ -129,6 +154,21 @@ def test_a_plan_survives_json(plan):
 def test_spec_and_manifest_survive_signed_json():
     assert spec_from_json(verified(signed(SPEC.to_json(), KEY), KEY)) == SPEC
     assert manifest_from_json(verified(signed(MANIFEST.to_json(), KEY), KEY)) == MANIFEST
+
+
+def test_a_comparison_survives_signed_json():
+    assert spec_from_json(verified(signed(EVALUATION.to_json(), KEY), KEY)) == EVALUATION
+    assert manifest_from_json(verified(signed(EVALUATED.to_json(), KEY), KEY)) == EVALUATED
+
+
+def test_a_peer_that_knows_of_no_comparison_is_understood():
+    spec, manifest = through_json(SPEC.to_json()), through_json(MANIFEST.to_json())
+    for name in ("case_key", "held_out", "subjects"):
+        spec.pop(name)
+    for name in ("held_out", "cases"):
+        manifest.pop(name)
+    assert spec_from_json(spec) == SPEC
+    assert manifest_from_json(manifest) == MANIFEST
 
 
 def test_the_digest_of_a_plan_changes_with_every_field():
@@ -253,6 +293,87 @@ def test_a_broken_plan_document_is_a_contract_error(break_it):
 def test_a_broken_job_is_a_contract_error(change):
     with pytest.raises(ContractError):
         spec_from_json({**through_json(SPEC.to_json()), **change})
+
+
+def subject(name: str = "pooled", **changes):
+    return {"name": name, "models": [dataclasses.asdict(LOCAL_MODELS[0])], **changes}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"case_key": ""},  # by which name would the cases go?
+        {"case_key": "secret"},
+        {"case_key": "A" * 64},
+        {"case_key": None},
+        {"held_out": ["BRATS_007"]},
+        {"held_out": [SOMEBODY.upper()]},
+        {"held_out": [7]},
+        {"held_out": None},
+        {"subjects": [subject("global")]},
+        {"subjects": [subject(), subject()]},
+        {"subjects": [subject("")]},
+        {"subjects": [subject("s" * 41)]},
+        {"subjects": [subject(models=[])]},
+        {"subjects": [subject(models=[{"url": "x"}])]},
+        {"subjects": [{"name": "pooled"}]},
+        {"kind": "train", "update": dataclasses.asdict(Put("http://store/update"))},
+    ],
+)
+def test_a_comparison_that_would_not_say_what_it_measures_is_refused(change):
+    document = through_json(EVALUATION.to_json())
+    with pytest.raises(ContractError):
+        spec_from_json({**document, **change})
+
+
+def test_a_training_that_could_not_recognise_the_held_out_cases_is_refused():
+    assert spec_from_json(dataclasses.replace(SPEC, case_key=CASES, held_out=(SOMEBODY,)).to_json()).held_out
+    with pytest.raises(ContractError, match="no key"):
+        spec_from_json(dataclasses.replace(SPEC, held_out=(SOMEBODY,)).to_json())
+
+
+SCORE = {"subject": "global", "case": SOMEBODY, "name": "dice", "values": {"WT": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"case": "BRATS_007"},
+        {"case": "Erika Mustermann"},
+        {"case": SOMEBODY + "0"},
+        {"case": SOMEBODY + "\n"},
+        {"case": int(SOMEBODY[:8], 16)},
+        {"subject": ""},
+        {"subject": "s" * 41},
+        {"subject": None},
+        {"name": "loss"},
+        {"values": {"WT": float("nan")}},
+        {"values": {"WT": float("inf")}},
+        {"values": {"WT": "high"}},
+        {"values": {"WT": True}},
+        {"values": {"W" * 41: 0.5}},
+        {"values": [0.5]},
+        {"values": None},
+        {"surprise": 1},
+    ],
+)
+def test_what_is_no_score_of_a_pseudonymous_case_is_refused(change):
+    document = {**through_json(EVALUATED.to_json()), "cases": [SCORE]}
+    assert manifest_from_json(document).cases[0].values == {"WT": 0.5}
+    with pytest.raises(ContractError):
+        manifest_from_json({**document, "cases": [{**SCORE, **change}]})
+
+
+@pytest.mark.parametrize("held_out", [["BRATS_007"], [None], [""], 7, "ab"])
+def test_held_out_cases_leave_their_site_by_pseudonym_only(held_out):
+    with pytest.raises(ContractError):
+        manifest_from_json({**through_json(EVALUATED.to_json()), "held_out": held_out})
+
+
+def test_a_case_has_one_pseudonym_in_a_family_of_experiments_and_another_in_every_other():
+    assert case_pseudonym(case_key(b"secret", "abcd2345"), b"one") == SOMEBODY != SOMEBODY_ELSE
+    assert case_pseudonym(case_key(b"secret", "wxyz2345"), b"one") != SOMEBODY
+    assert case_pseudonym(case_key(b"other", "abcd2345"), b"one") != SOMEBODY
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 
@@ -12,6 +13,15 @@ class ContractError(ValueError):
     def __init__(self, message: str = "", problems: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.problems = dict(problems or {})
+
+
+MAX_SUBJECT = 40
+"""Characters of a subject's name, at most."""
+
+
+def is_pseudonym(value: object) -> bool:
+    """Say whether it is a case's pseudonym. Anything else must not cross the wire: it could be a patient's name."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value) is not None
 
 
 def is_int(value: object) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from trainer.contract.checks import ContractError
+from trainer.contract.checks import MAX_SUBJECT, ContractError, is_pseudonym
 from trainer.contract.names import run_name
 from trainer.contract.plan import TrainingPlan, plan_from_json
 
@@ -109,7 +110,7 @@ def spec_from_json(document: Mapping[str, Any]) -> JobSpec:
             update=_optional(_put, values.pop("update", None)),
             optimizer_in=_optional(_fetch, values.pop("optimizer_in", None)),
             optimizer_out=_optional(_put, values.pop("optimizer_out", None)),
-            held_out=tuple(str(case) for case in values.pop("held_out", ())),
+            held_out=tuple(values.pop("held_out", ())),
             subjects=tuple(_subject(subject) for subject in values.pop("subjects", ())),
             **values,
         )
@@ -117,16 +118,28 @@ def spec_from_json(document: Mapping[str, Any]) -> JobSpec:
             raise ContractError("job: its run name does not match its experiment, round, site and attempt")
         if spec.kind is Kind.TRAIN and spec.update is None:
             raise ContractError("job: a training needs a place for its update")
-        names = [INCOMING_SUBJECT, *(subject.name for subject in spec.subjects)]
-        if len(set(names)) != len(names) or not all(subject.models for subject in spec.subjects):
-            raise ContractError("job: every subject needs a name of its own and a model")
-        if spec.subjects and not spec.case_key:
-            raise ContractError("job: cases are measured by pseudonym only, and it has no key for them")
+        _check_comparison(spec)
         return spec
     except ContractError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(f"job: {error}") from error
+
+
+def _check_comparison(spec: JobSpec) -> None:
+    names = [INCOMING_SUBJECT, *(subject.name for subject in spec.subjects)]
+    if len(set(names)) != len(names) or not all(subject.models for subject in spec.subjects):
+        raise ContractError("job: every subject needs a name of its own and a model")
+    if not all(0 < len(name) <= MAX_SUBJECT for name in names):
+        raise ContractError(f"job: the name of a subject has 1 to {MAX_SUBJECT} characters")
+    if spec.subjects and spec.kind is not Kind.EVALUATE:
+        raise ContractError("job: only an evaluation has subjects")
+    if (spec.subjects or spec.held_out) and not spec.case_key:
+        raise ContractError("job: cases are known by pseudonym only, and it has no key for them")
+    if spec.case_key and not re.fullmatch(r"[0-9a-f]{64}", spec.case_key):
+        raise ContractError("job: its key of the cases is not one")
+    if not all(is_pseudonym(case) for case in spec.held_out):
+        raise ContractError("job: a held-out case is not named by its pseudonym")
 
 
 @dataclass(frozen=True)

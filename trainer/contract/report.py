@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from trainer.contract.checks import ContractError, is_int, is_number
+from trainer.contract.checks import MAX_SUBJECT, ContractError, is_int, is_number, is_pseudonym
 from trainer.contract.job import CONTRACT_VERSION, Kind
 
 
@@ -185,7 +185,7 @@ def _case_score(document: Mapping[str, Any]) -> CaseScore:
     score = CaseScore(**document)
     ok = (
         isinstance(score.subject, str)
-        and 0 < len(score.subject) <= 40
+        and 0 < len(score.subject) <= MAX_SUBJECT
         and score.name in ("dice", "hd95")
         and isinstance(score.values, Mapping)
         and all(isinstance(region, str) and len(region) <= 40 for region in score.values)
@@ -197,10 +197,9 @@ def _case_score(document: Mapping[str, Any]) -> CaseScore:
 
 
 def _pseudonym(case: Any) -> str:
-    """Return a case's pseudonym. Anything else must not get into the portal: it could be a patient's name."""
-    if not isinstance(case, str) or not re.fullmatch(r"[0-9a-f]{16}", case):
+    if not is_pseudonym(case):
         raise ContractError("manifest: a case is not named by its pseudonym")
-    return case
+    return str(case)
 
 
 def _stored(values: Mapping[str, Any] | None) -> Stored | None:
