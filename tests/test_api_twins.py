@@ -29,6 +29,7 @@ ACTS = {
         f"experiments:{act}": ("post", f"{EXPERIMENT}{act}/")
         for act in ("start", "pause", "resume", "cancel", "clone", "share", "unshare")
     },
+    "sites:copies": ("patch", SITE + "datasets/{name}/"),
     "sites:create-with": ("post", "/api/sites/"),
     "sites:edit": ("patch", SITE),
     **{
@@ -66,6 +67,7 @@ READS = {
     "sites:create": "/api/connectors/",
     "sites:create-with": "/api/connectors/",
     "sites:connector": "/api/connectors/",
+    "sites:copies": SITE + "datasets/",
     "sites:detail": SITE + "checks/",
     "sites:edit": SITE,
     "accounts:profile": "/api/me/",
@@ -76,6 +78,7 @@ ADMIN = {
     ("authtoken", "delete"): ("delete", "/api/users/{username}/tokens/{key}/"),
     ("site", "add"): ACTS["sites:create-with"],
     ("site", "change"): ACTS["sites:edit"],
+    ("dataset", "change"): ACTS["sites:copies"],
     ("site", "check_now"): ACTS["sites:check"],
     ("experiment", "change"): ("post", EXPERIMENT + "hand-over/"),
 }

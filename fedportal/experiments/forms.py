@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from django import forms
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 
 from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import STRATEGIES, Strategy
@@ -131,7 +131,7 @@ class SitesForm(SectionForm):
 
     def __init__(self, data: Any = None, *, experiment: Experiment, **kwargs: Any) -> None:
         super().__init__(data, experiment=experiment, **kwargs)
-        offered = Dataset.objects.filter(site__retired_at=None, is_available=True)
+        offered = Dataset.objects.filter(site__in=Site.objects.hospitals(), is_available=True)
         chosen = Dataset.objects.filter(participations__experiment=experiment)
         self.fields["datasets"].queryset = (offered | chosen).select_related("site").distinct()
 
@@ -149,7 +149,7 @@ class SitesForm(SectionForm):
             why = difference("Another task: it has", dataset, "the chosen ones have", unlike) if unlike else ""
             choice = DatasetChoice(dataset, str(dataset.pk) in ticked, dataset_problem(dataset), why)
             offered.setdefault(dataset.site_id, []).append(choice)
-        sites = Site.objects.filter(Q(retired_at=None) | Q(pk__in=offered)).with_last_check()
+        sites = (Site.objects.hospitals() | Site.objects.filter(pk__in=offered)).with_last_check()
         cards = [SiteCard(site, site_problem(site), offered.get(site.pk, [])) for site in sites]
         return sorted(cards, key=lambda card: (not card.takes_part, bool(card.problem), card.site.name))
 

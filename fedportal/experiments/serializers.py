@@ -26,7 +26,7 @@ from fedportal.experiments.plan import (
 from fedportal.experiments.readiness import best_by_problem, initial_model_problem
 from fedportal.experiments.recipe import SETTINGS, Kind, Setting, flatten
 from fedportal.experiments.states import ExperimentState
-from fedportal.sites.models import Dataset
+from fedportal.sites.models import Dataset, Site
 from fedportal.ui.serializers import StrictSerializer
 from fedportal.ui.validators import visible_line
 from trainer.contract import LOCAL_LAYERS
@@ -161,7 +161,7 @@ class ParticipantSerializer(StrictSerializer):
 
     def validate(self, attrs: dict[str, Any]) -> Dataset:
         dataset = Dataset.objects.select_related("site").filter(
-            site__slug=attrs["site"], site__retired_at=None, name=attrs["dataset"]
+            site__in=Site.objects.hospitals(), site__slug=attrs["site"], name=attrs["dataset"]
         )
         if (found := dataset.first()) is None:
             raise serializers.ValidationError(f"There is no dataset {attrs['dataset']} at a site {attrs['site']}.")

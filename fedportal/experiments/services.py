@@ -330,7 +330,7 @@ def _ready_datasets() -> list[Dataset]:
     """Return one dataset of every site that is ready, all with the most common task; brain tumours win a tie."""
     usable = [
         dataset
-        for site in Site.objects.active()
+        for site in Site.objects.hospitals()
         if not site_problem(site)
         for dataset in site.datasets.order_by("name")
         if not dataset_problem(dataset)

@@ -73,7 +73,7 @@ class NewExperiment(ComposerRequiredMixin, View):
 
     def get(self, request: HttpRequest) -> HttpResponse:
         others = Experiment.objects.visible_to(request.user).with_progress().select_related("owner")[:CLONES_OFFERED]
-        ready = sum(site.health == "healthy" for site in Site.objects.active().with_last_check())
+        ready = sum(site.health == "healthy" for site in Site.objects.hospitals().with_last_check())
         return render(
             request, "experiments/new.html", {"presets": PRESETS.values(), "others": others, "ready_sites": ready}
         )

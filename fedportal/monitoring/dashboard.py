@@ -98,5 +98,5 @@ def _curves(experiments: list[Experiment]) -> dict[int, list[float]]:
 def _sites(user: User) -> list[Site]:
     """Return the active sites: a steward's own before others, those with a problem first."""
     own = set(Site.objects.stewarded_by(user).values_list("pk", flat=True))
-    rows = Site.objects.active().with_last_check()
+    rows = Site.objects.hospitals().with_last_check()
     return sorted(rows, key=lambda site: (site.pk not in own, site.health is Health.HEALTHY, site.name))

@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString
 
 from fedportal.sites import services
 from fedportal.sites.connection import cards, connectors
-from fedportal.sites.forms import SiteForm, site_form
+from fedportal.sites.forms import CopiesForm, SiteForm, site_form
 from fedportal.sites.models import Dataset, Site, SiteCheck
 from fedportal.ui.errors import DomainError
 from fedportal.ui.permissions import require
@@ -62,12 +62,38 @@ class DatasetInline(_ReadOnlyInline):
     model = Dataset
     fields = ["name", "title", "train_cases", "validation_cases", "is_available", "seen_at"]
     readonly_fields = fields
+    show_change_link = True
+
+
+@admin.register(Dataset)
+class DatasetAdmin(admin.ModelAdmin):
+    """What a check found, to look at; of which other datasets one is a copy, to say."""
+
+    form = CopiesForm
+    list_display = ["name", "site", "title", "train_cases", "validation_cases", "is_available", "seen_at"]
+    list_filter = ["is_available", "site"]
+    list_select_related = ["site"]
+    search_fields = ["name", "title", "site__name", "site__slug"]
+    fields = [
+        "site", "name", "title", "train_cases", "validation_cases", "channels", "labels", "spacing", "shape", "problems",
+        "seen_at", "is_available", "copy_of",
+    ]  # fmt: skip
+    readonly_fields = [name for name in fields if name != "copy_of"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False  # a check finds datasets
+
+    def has_delete_permission(self, request: HttpRequest, obj: Dataset | None = None) -> bool:
+        return False
+
+    def save_related(self, request: HttpRequest, form: CopiesForm, formsets: Any, change: bool) -> None:
+        form.store(by=request.user)
 
 
 @admin.register(Site)
 class SiteAdmin(admin.ModelAdmin):
-    list_display = ["name", "slug", "city", "connector", "health_badge", "last_contact", "is_in_use"]
-    list_filter = ["connector"]
+    list_display = ["name", "slug", "city", "connector", "health_badge", "last_contact", "is_pool", "is_in_use"]
+    list_filter = ["connector", "is_pool"]
     search_fields = ["name", "slug", "city"]
     actions = ["check_now"]
     inlines = [SiteCheckInline, DatasetInline]

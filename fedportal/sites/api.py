@@ -10,7 +10,7 @@ from typing import Any
 from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework import mixins, serializers, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.permissions import IsAuthenticated
@@ -22,7 +22,7 @@ from fedportal.connectors.fields import Field
 from fedportal.sites import services
 from fedportal.sites.connection import connectors
 from fedportal.sites.counts import case_counts
-from fedportal.sites.forms import SiteForm, site_form
+from fedportal.sites.forms import CopiesForm, SiteForm, site_form
 from fedportal.sites.models import CHECKERS_ONLY, ConnectorKind, Dataset, Health, SignIn, Site, SiteCheck
 from fedportal.ui.permissions import IsOperator, ReadOnlyUnlessOperator, require
 from fedportal.ui.serializers import StrictSerializer
@@ -46,6 +46,33 @@ class SiteCheckSerializer(serializers.ModelSerializer):
         fields = ["at", "ok", "version", "seconds", "steps"]
 
 
+class DatasetNameSerializer(StrictSerializer):
+    site = serializers.SlugField(source="site.slug", max_length=15, help_text="Short name of the site.")
+    dataset = serializers.CharField(source="name", max_length=120, help_text="Name of one of the site's datasets.")
+
+
+class CopiesSerializer(StrictSerializer):
+    """Says of which datasets of other sites a dataset holds every case; checked by the same form as the page's."""
+
+    copy_of = DatasetNameSerializer(many=True)
+
+    def validate_copy_of(self, names: list[dict[str, Any]]) -> list[int]:
+        found = []
+        for name in names:
+            slug, dataset = name["site"]["slug"], name["name"]
+            other = Dataset.objects.filter(site__slug=slug, site__is_pool=False, name=dataset).first()
+            if other is None:
+                raise serializers.ValidationError(f"There is no dataset {dataset} at a site {slug}.")
+            found.append(other.pk)
+        return found
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        self.form = CopiesForm(attrs, instance=self.instance)
+        if not self.form.is_valid():
+            raise serializers.ValidationError(self.form.errors)
+        return attrs
+
+
 class DatasetSerializer(serializers.ModelSerializer):
     """Counts are cases; spacing in mm and shape in voxels are medians over the cases.
 
@@ -62,12 +89,13 @@ class DatasetSerializer(serializers.ModelSerializer):
     spacing = serializers.ListField(child=serializers.FloatField(), read_only=True)
     shape = serializers.ListField(child=serializers.IntegerField(), read_only=True)
     problems = serializers.ListField(child=serializers.CharField(), read_only=True)
+    copy_of = DatasetNameSerializer(many=True, read_only=True, help_text="Datasets of which it holds every case.")
 
     class Meta:
         model = Dataset
         fields = [
             "name", "title", "train_cases", "validation_cases", "fewer_than", "channels", "labels", "spacing", "shape", "problems",
-            "seen_at", "is_available",
+            "seen_at", "is_available", "copy_of",
         ]  # fmt: skip
 
     def to_representation(self, instance: Dataset) -> dict[str, Any]:
@@ -252,6 +280,10 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     def get_queryset(self) -> QuerySet[Site]:
         return Site.objects.with_last_check().prefetch_related("stewards")
 
+    def filter_queryset(self, queryset: QuerySet[Site]) -> QuerySet[Site]:
+        """A pool, which the portal makes for a pooled baseline, is only found by its short name."""
+        return queryset.filter(is_pool=False) if self.action == "list" else queryset
+
     def _answer(self, site: Site, code: int = status.HTTP_200_OK) -> Response:
         return Response(self.get_serializer(site).data, status=code)
 
@@ -274,8 +306,22 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     @action(detail=True, pagination_class=None)
     def datasets(self, request: Request, slug: str) -> Response:
         """What the site offers, as its last check found it."""
-        found = self.get_object().datasets.all()
+        found = self.get_object().datasets.prefetch_related("copy_of__site")
         return Response(DatasetSerializer(found, many=True, context=self.get_serializer_context()).data)
+
+    @extend_schema(
+        request=CopiesSerializer,
+        responses=DatasetSerializer,
+        parameters=[OpenApiParameter("name", str, OpenApiParameter.PATH, description="Name of the dataset.")],
+    )
+    @action(detail=True, methods=["patch"], url_path="datasets/(?P<name>[^/]+)")
+    def dataset(self, request: Request, slug: str, name: str) -> Response:
+        """Say of which datasets of other sites this one holds every case (operators)."""
+        dataset = get_object_or_404(Dataset, site=self.get_object(), name=name)
+        change = CopiesSerializer(dataset, data=request.data)
+        change.is_valid(raise_exception=True)
+        dataset = change.form.store(by=request.user)
+        return Response(DatasetSerializer(dataset, context=self.get_serializer_context()).data)
 
     @extend_schema(responses=SiteCheckSerializer(many=True))
     @action(detail=True)

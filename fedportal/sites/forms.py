@@ -13,7 +13,7 @@ from fedportal.connectors.fields import Configured, Field, Unfit
 from fedportal.sites import services
 from fedportal.sites.connection import Card, card, connectors
 from fedportal.sites.form_fields import CertificatesField, DefinitionField, SecretField, form_field
-from fedportal.sites.models import Site
+from fedportal.sites.models import Dataset, Site
 
 RESERVED_SLUGS = {"register"}
 """Words that ``sites/urls.py`` has in the place of a short name."""
@@ -145,6 +145,47 @@ def site_form(kind: str) -> type[SiteForm]:
     return type(SiteForm)(
         "SiteForm", (SiteForm,), {**fields, "kind": kind, "connector": connector, "__module__": __name__}
     )
+
+
+class CopiesForm(forms.ModelForm):
+    """Say of which datasets of other sites a dataset holds every case. What does not fit is not offered."""
+
+    class Meta:
+        model = Dataset
+        fields: ClassVar[list[str]] = ["copy_of"]
+
+    copy_of = forms.ModelMultipleChoiceField(
+        queryset=Dataset.objects.none(),
+        required=False,
+        label="Holds every case of",
+        widget=forms.CheckboxSelectMultiple,
+        help_text="A pooled baseline of experiments on these datasets can then be trained here, where their cases lie together.",
+        error_messages={
+            "invalid_choice": "There is no such dataset. Choose from the list.",
+            "invalid_pk_value": "“%(pk)s” is not a dataset. Choose from the list.",
+        },
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        every = Dataset.objects.filter(site__is_pool=False).select_related("site")
+        chosen = set(self.initial.get("copy_of") or ())
+        self.fields["copy_of"].queryset = every
+        self.fields["copy_of"].widget.choices = [
+            (other.pk, str(other))
+            for other in every
+            if other in chosen or not (other.site.is_retired or services.copy_problem(self.instance, other))
+        ]
+
+    def clean_copy_of(self) -> list[Dataset]:
+        chosen = list(self.cleaned_data["copy_of"])
+        if problems := list(filter(None, (services.copy_problem(self.instance, other) for other in chosen))):
+            raise forms.ValidationError(problems)
+        return chosen
+
+    def store(self, *, by: User) -> Dataset:
+        services.set_copies(self.instance, self.cleaned_data["copy_of"], by=by)
+        return self.instance
 
 
 def clashing(names: Iterable[str]) -> set[str]:

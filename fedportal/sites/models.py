@@ -45,6 +45,10 @@ class SiteQuerySet(models.QuerySet["Site"]):
     def active(self) -> SiteQuerySet:
         return self.filter(retired_at=None)
 
+    def hospitals(self) -> SiteQuerySet:
+        """Those in use that people see and choose: without the pools that the portal makes for itself."""
+        return self.active().filter(is_pool=False)
+
     def stewarded_by(self, user: User) -> SiteQuerySet:
         return self.filter(stewards=user)
 

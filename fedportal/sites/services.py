@@ -43,6 +43,10 @@ class NothingIssued(DomainError):
     """The portal issues no credentials to a site with this connector."""
 
 
+class NoCopy(DomainError):
+    """A dataset cannot hold a copy of this one."""
+
+
 class SiteBusy(DomainError):
     """The site takes part in an experiment that is not over. Wait for its end or cancel it first."""
 
@@ -142,7 +146,7 @@ def reissue(site: Site, *, by: User) -> None:
 
 
 def record_act(site: Site, *, by: User, text: str) -> None:
-    """Keep who did something with a site's keys: in the history that the admin shows, and in the log."""
+    """Keep who did something with a site's keys or said something of its data: in the history that the admin shows, and in the log."""
     LogEntry.objects.log_actions(by.pk, [site], CHANGE, text, single_object=True)
     logger.info("site %s: %s (by %s)", site.slug, text, by.get_username())
 
@@ -238,6 +242,28 @@ def _store_dataset(site: Site, found: DatasetReport, now: Any) -> None:
             "is_available": True,
         },
     )
+
+
+def copy_problem(dataset: Dataset, other: Dataset) -> str:
+    """Return why a dataset cannot be a copy of another one; empty when it can."""
+    if other.pk == dataset.pk:
+        return "A dataset is no copy of itself."
+    if other.site_id == dataset.site_id:
+        return f"{other} lies at the same site: name datasets of other sites."
+    if other.task_signature != dataset.task_signature:
+        return f"{other} has other channels or labels, so this dataset cannot hold its cases."
+    if other.cases > dataset.cases:
+        return f"{other} has more cases than this dataset, which cannot hold all of them."
+    return ""
+
+
+def set_copies(dataset: Dataset, copies: Sequence[Dataset], *, by: User) -> None:
+    """Say of which datasets this one holds every case, so that it can stand in for pooled data. Raises :class:`NoCopy`."""
+    if problem := next(filter(None, (copy_problem(dataset, other) for other in copies)), ""):
+        raise NoCopy(problem)
+    dataset.copy_of.set(copies)
+    names = ", ".join(map(str, copies)) or "no other dataset"
+    record_act(dataset.site, by=by, text=f"Said that {dataset.name} holds every case of {names}")
 
 
 def retire(site: Site) -> None:

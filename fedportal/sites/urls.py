@@ -11,6 +11,7 @@ urlpatterns = [
     path("register/<slug:kind>/", views.SiteCreate.as_view(), name="create-with"),
     path("<slug:slug>/", views.SiteDetail.as_view(), name="detail"),
     path("<slug:slug>/connector/", views.SiteChoose.as_view(), name="connector"),
+    path("<slug:slug>/datasets/<str:name>/", views.DatasetCopies.as_view(), name="copies"),
     path("<slug:slug>/key/", views.show_key, name="key"),
     path("<slug:slug>/handout/", views.show_handout, name="handout"),
     path("<slug:slug>/sign-in/", views.sign_in, name="sign-in"),

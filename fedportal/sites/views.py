@@ -20,8 +20,8 @@ from django.views.generic import CreateView, DetailView, ListView, TemplateView,
 from fedportal.accounts.models import User
 from fedportal.sites import services
 from fedportal.sites.connection import cards, connector_of, connectors, described, issued, needs_key, needs_sign_in
-from fedportal.sites.forms import SiteForm, site_form
-from fedportal.sites.models import CHECKERS_ONLY, SignIn, Site
+from fedportal.sites.forms import CopiesForm, SiteForm, site_form
+from fedportal.sites.models import CHECKERS_ONLY, Dataset, SignIn, Site
 from fedportal.ui.permissions import OperatorRequiredMixin, operator_required, require
 
 CHECKS_SHOWN = 30
@@ -41,10 +41,12 @@ def experiments_at(site: Site, user: User) -> QuerySet:
 
 class SiteList(ListView):
     def get_queryset(self) -> QuerySet[Site]:
-        return Site.objects.active().with_last_check().with_counts()
+        return Site.objects.hospitals().with_last_check().with_counts()
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        retired = Site.objects.exclude(retired_at=None) if self.request.user.sees_everything else None
+        retired = (
+            Site.objects.exclude(retired_at=None).filter(is_pool=False) if self.request.user.sees_everything else None
+        )
         return super().get_context_data(retired=retired, **kwargs)
 
 
@@ -58,7 +60,7 @@ class SiteDetail(DetailView):
             check=checks[0] if checks else None,
             checks=checks,
             is_untaken=site.check_is_pending and timezone.now() - site.check_due_at > UNTAKEN,
-            datasets=site.datasets.order_by("-is_available", "name"),
+            datasets=site.datasets.order_by("-is_available", "name").prefetch_related("copy_of__site"),
             experiments=experiments_at(site, user)[:EXPERIMENTS_SHOWN],
             may_check=not site.is_retired and site.can_be_checked_by(user),
             stewards=site.stewards.all(),
@@ -124,6 +126,22 @@ class SiteUpdate(_SiteFormView, UpdateView):
 
     def kind(self) -> str:
         return self.request.GET.get("connector", self.object.connector)
+
+
+class DatasetCopies(OperatorRequiredMixin, UpdateView):
+    """Say of which datasets of other sites one holds every case."""
+
+    form_class = CopiesForm
+    template_name = "sites/dataset_form.html"
+
+    def get_object(self, queryset: Any = None) -> Dataset:
+        found = Dataset.objects.select_related("site")
+        return get_object_or_404(found, site__slug=self.kwargs["slug"], name=self.kwargs["name"])
+
+    def form_valid(self, form: CopiesForm) -> HttpResponse:
+        dataset = form.store(by=self.request.user)
+        messages.success(self.request, f"{dataset.name} is saved.")
+        return redirect("sites:detail", slug=dataset.site.slug)
 
 
 @require_POST

@@ -46,6 +46,8 @@ TABLE = {
     ("POST", "/sites/mainz/sign-in/"): ACT,
     ("GET", "/sites/mainz/reissue/"): NO_GET,
     ("POST", "/sites/mainz/reissue/"): ACT,
+    ("GET", "/sites/mainz/datasets/Task01_BrainTumour/"): OPERATORS,
+    ("POST", "/sites/mainz/datasets/Task01_BrainTumour/"): ACT,
     ("GET", "/sites/mainz/edit/"): OPERATORS,
     ("POST", "/sites/mainz/edit/"): OPERATORS,
     ("GET", "/sites/mainz/check/"): NO_GET,
@@ -59,6 +61,7 @@ TABLE = {
     ("GET", "/api/sites/"): API_READ,
     ("GET", "/api/sites/mainz/"): API_READ,
     ("GET", "/api/sites/mainz/datasets/"): API_READ,
+    ("PATCH", "/api/sites/mainz/datasets/Task01_BrainTumour/"): API_WRITE,  # 400: what it is a copy of is missing
     ("GET", "/api/sites/mainz/checks/"): API_READ,
     ("GET", "/api/connectors/"): {**API_WRITE, "otto": 200},
     ("POST", "/api/connectors/"): API_NO,
