@@ -4,7 +4,6 @@ from the plan, the round, the site and the place in the epoch, never from what r
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,10 +30,6 @@ class Batch:
 def seed_for(*words: object) -> int:
     """Return a 63-bit seed that depends on all words and nothing else."""
     return int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:8], "big") >> 1
-
-
-def steps_per_epoch(cases: int, plan: TrainingPlan) -> int:
-    return math.ceil(cases * _samples_per_case(plan) / plan.batch_size)
 
 
 def batches(cases: Sequence[PreparedCase], plan: TrainingPlan, *, augment: Augment, seed: int) -> Iterator[Batch]:

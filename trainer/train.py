@@ -18,7 +18,7 @@ from trainer import augmentation, layers, losses, networks, optimizers, weights
 from trainer.cache import PreparedCase, prepare
 from trainer.cases import check_task, read_dataset
 from trainer.contract import UPDATE_NAME, Exit, JobSpec, MetricRecord, Phase
-from trainer.data import ahead, batches, seed_for, steps_per_epoch
+from trainer.data import ahead, batches, seed_for
 from trainer.evaluate import recipe_for, validate
 from trainer.failures import machine_faults
 from trainer.job import Fault, Outcome, Report, Site
@@ -90,7 +90,7 @@ def fit(
     loss_of = losses.build(plan.loss)
     proximal = losses.ProximalTerm(network, plan.proximal_mu) if plan.proximal_mu else None
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.mixed)
-    total = plan.local_epochs * steps_per_epoch(len(cases), plan)
+    total = plan.local_epochs * plan.steps_per_epoch(len(cases))
     step = 0
     network.train()
     for epoch in range(plan.local_epochs):

@@ -9,7 +9,7 @@ from trainer import augmentation
 from trainer.cache import prepare
 from trainer.cases import read_dataset
 from trainer.contract import AUGMENTATIONS
-from trainer.data import ahead, batches, pad, regions_of, seed_for, steps_per_epoch, unpad
+from trainer.data import ahead, batches, pad, regions_of, seed_for, unpad
 from trainer.images import Recipe
 
 
@@ -48,7 +48,7 @@ def test_an_epoch_has_every_case_once_and_the_last_batch_is_short(plan, site):
     cases = cases_of(site, "Five")
     made = epoch(cases, changed(plan, batch_size=2))
     assert [len(batch.image) for batch in made] == [2, 2, 1]
-    assert steps_per_epoch(5, changed(plan, batch_size=2)) == 3
+    assert changed(plan, batch_size=2).steps_per_epoch(5) == 3
     seen = torch.cat([batch.image for batch in made])
     for case in cases:
         assert sum(torch.equal(image, case.image.float()) for image in seen) == 1
@@ -112,7 +112,7 @@ def test_patches_are_drawn_from_each_case_and_half_of_them_on_foreground(plan, s
         save(site.data_root / f"Brain/labelsTr/CASE_00{number}.nii.gz", label)
     plan = changed(plan, patch=(8, 8, 8), patches_per_case=200, batch_size=50)
     made = epoch(cases_of(site), plan)
-    assert [len(batch.image) for batch in made] == [50] * 8 == [50] * steps_per_epoch(2, plan)
+    assert [len(batch.image) for batch in made] == [50] * 8 == [50] * plan.steps_per_epoch(2)
     targets = torch.cat([batch.target for batch in made])
     assert targets.shape[2:] == (8, 8, 8)
     with_whole = targets[:, 0].amax((1, 2, 3)).mean()

@@ -119,6 +119,10 @@ class TrainingPlan:
         document["task"]["labels"] = {str(number): name for number, name in self.task.labels.items()}
         return document
 
+    def steps_per_epoch(self, cases: int) -> int:
+        """Optimizer steps of one epoch over so many training cases."""
+        return math.ceil(cases * (self.patches_per_case if self.patch is not None else 1) / self.batch_size)
+
     def digest(self) -> str:
         """SHA-256 over the canonical JSON: what a steward approves."""
         return hashlib.sha256(canonical_json(self.to_json())).hexdigest()

@@ -1,0 +1,274 @@
+"""What stands beside a federated run for comparison: baselines, the evaluation of all models, repeats.
+
+Each is an experiment of its own that goes through the same engine. The first run is the ``head`` of the family; ``turn``
+says in which order its members run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import transaction
+
+from fedportal.accounts.models import User
+from fedportal.aggregation.strategies import plan_fields
+from fedportal.experiments import journal, lifecycle
+from fedportal.experiments.models import Baseline, Event, Experiment, Kind, Participation, Round, RoundKind, SiteRun
+from fedportal.experiments.plan import merged
+from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
+from fedportal.sites.models import Dataset
+from fedportal.sites.pools import pooled_dataset, why_no_pool
+from fedportal.ui.errors import DomainError
+
+TURNS = {Kind.FEDERATED: 0, Kind.LOCAL_ONLY: 1, Kind.POOLED: 2, Kind.CYCLIC: 3, Kind.CROSS_SITE: 4}
+"""The order within one repeat."""
+STRATEGY = "fedavg"
+"""A baseline merges one update: the mean of one is that one."""
+
+
+class BaselineRefused(DomainError):
+    """A baseline that was asked for is not possible; the message says why."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Planned optimizer steps over all rounds. They tell a site's number of cases: show them only to those who may know.
+
+    ``per_site``: slug → steps of the federated run, the same alone. ``baselines``: value of :class:`Baseline` → steps.
+    """
+
+    per_site: Mapping[str, int]
+    total: int
+    baselines: Mapping[str, int]
+
+
+def budget(experiment: Experiment) -> Budget:
+    """Return what a federated run and its baselines compute. Raises ``ContractError`` while the plan is incomplete."""
+    plan, rounds = experiment.training_plan, experiment.rounds_planned
+    cases = {part.site.slug: part.dataset.train_cases for part in _parts(experiment)}
+    per_site = {slug: rounds * plan.local_epochs * plan.steps_per_epoch(count) for slug, count in cases.items()}
+    total = sum(per_site.values())
+    pooled = rounds * plan.local_epochs * plan.steps_per_epoch(sum(cases.values()))
+    return Budget(
+        per_site,
+        total,
+        {
+            Baseline.POOLED.value: pooled,
+            Baseline.LOCAL_ONLY.value: total,
+            Baseline.ENSEMBLE.value: 0,
+            Baseline.CYCLIC.value: total,
+        },
+    )
+
+
+# --- what is possible -----------------------------------------------------------------------------
+
+
+def problems(experiment: Experiment) -> dict[str, str]:
+    """Return why baselines cannot be had beside an experiment (value of :class:`Baseline` → sentence).
+
+    A baseline that is not named is possible. Works on a draft as on a run that has ended.
+    """
+    parts = _parts(experiment)
+    if general := _problem(experiment, parts):
+        return dict.fromkeys(Baseline.values, general)
+    if pool := why_no_pool([part.dataset for part in parts]):
+        return {Baseline.POOLED.value: pool}
+    return {}
+
+
+def _problem(experiment: Experiment, parts: Sequence[Participation]) -> str:
+    """Return why an experiment can have no baseline at all; empty when it can."""
+    if experiment.kind != Kind.FEDERATED:
+        return "Only a federated run has baselines: open the run that this one stands beside."
+    if len(parts) < 2:
+        return "A comparison needs at least two sites: with one there is nothing to share."
+    if not experiment.is_draft:
+        for part in parts:
+            if part.site.is_retired:
+                return f"{part.site} is retired and takes part in nothing new."
+            if not part.dataset.is_available:
+                return f"{part.dataset} was not found by the last check."
+    return evaluation_problem(experiment)
+
+
+def evaluation_problem(experiment: Experiment) -> str:
+    """Return why nothing can be compared with an experiment; empty when it can."""
+    if experiment.status in (ExperimentState.CANCELLING, ExperimentState.CANCELLED):
+        return "The experiment was cancelled: there is nothing to compare with."
+    if experiment.status is ExperimentState.COMPLETED and (silent := silent_sites(experiment)):
+        return (
+            f"{', '.join(silent)} did not say which cases the experiment was tested on, so a baseline could train on "
+            "them. Clone the experiment and run it again; this version of the trainer says so."
+        )
+    return ""
+
+
+def held_out(experiment: Experiment) -> dict[str, frozenset[str]]:
+    """Return the pseudonyms of the held-out cases that each participant told (slug → pseudonyms, none: empty)."""
+    found: dict[str, set[str]] = {part.site.slug: set() for part in _parts(experiment)}
+    told = SiteRun.objects.filter(round__experiment=experiment, state=SiteRunState.ADMITTED)
+    for slug, cases in told.order_by().values_list("participation__site__slug", "held_out").distinct():
+        found[slug].update(cases)
+    return {slug: frozenset(cases) for slug, cases in found.items()}
+
+
+def silent_sites(experiment: Experiment) -> list[str]:
+    """Return the names of the participants of which no held-out case is known."""
+    told = held_out(experiment)
+    return [part.site.name for part in _parts(experiment) if not told[part.site.slug]]
+
+
+def _parts(experiment: Experiment) -> list[Participation]:
+    return list(experiment.participations.select_related("site", "dataset__site"))
+
+
+# --- making them ------------------------------------------------------------------------------------
+
+
+@transaction.atomic
+def add(*, experiment: Experiment, kinds: Iterable[str], by: User) -> list[Experiment]:
+    """Create and start baselines beside a run that has started, with the evaluation of all models; return the new ones.
+
+    ``kinds``: values of :class:`Baseline`; none: the evaluation alone. Of the first run of a family every repeat gets
+    them. What is there is not made twice; an evaluation that has begun is followed by another one. Raises
+    :class:`BaselineRefused`.
+    """
+    head = Experiment.objects.select_for_update().get(pk=experiment.head_id or experiment.pk)
+    if head.is_draft:
+        raise BaselineRefused("Choose the baselines of a draft in its form: they start with it.")
+    wanted = {Baseline(kind) for kind in kinds}
+    if Baseline.ENSEMBLE in wanted:
+        wanted.add(Baseline.LOCAL_ONLY)
+    runs = head.family.filter(kind=Kind.FEDERATED) if experiment.is_head else [experiment]
+    return [new for run in runs for new in _add_beside(run, wanted, by)]
+
+
+def _add_beside(main: Experiment, wanted: set[Baseline], by: User) -> list[Experiment]:
+    trouble = problems(main)
+    refused = [f"{kind.label}: {trouble[kind]}" for kind in Baseline if kind in wanted and kind in trouble]
+    if not refused and not wanted and (why := evaluation_problem(main)):
+        refused = [why]
+    if refused:
+        raise BaselineRefused(" ".join(refused))
+    made = [new for kind in Baseline if kind in wanted for new in _companions(main, kind, by)]
+    if made or not wanted:
+        made += _evaluation(main, by, follows=bool(made))
+    chosen = sorted({*main.baselines, *(kind.value for kind in wanted)})
+    if chosen != main.baselines:
+        main.baselines = chosen
+        main.save(update_fields=["baselines"])
+    if made:
+        names = "; ".join(new.title.removeprefix(f"{main.title} · ") for new in made)
+        text = f"{by} added for comparison: {names}."
+        journal.record(main, "baselines_added", text, by=by.username, added=[new.key for new in made])
+    return made
+
+
+def _companions(main: Experiment, kind: Baseline, by: User) -> list[Experiment]:
+    parts = _parts(main)
+    datasets = [part.dataset for part in parts]
+    match kind:
+        case Baseline.POOLED:
+            pooled = [pooled_dataset(datasets)]
+            return _unless_there(main, Kind.POOLED, pooled, "pooled", by, deadline=len(parts))
+        case Baseline.LOCAL_ONLY:
+            return [
+                new
+                for dataset in datasets
+                for new in _unless_there(main, Kind.LOCAL_ONLY, [dataset], f"local only, {dataset.site.name}", by)
+            ]
+        case Baseline.CYCLIC:
+            return _unless_there(main, Kind.CYCLIC, datasets, "cyclic", by)
+    return []
+
+
+def _unless_there(
+    main: Experiment, kind: Kind, datasets: Sequence[Dataset], what: str, by: User, *, deadline: int = 1
+) -> list[Experiment]:
+    there = main.companions.filter(kind=kind).exclude(state=ExperimentState.CANCELLED)
+    if kind == Kind.LOCAL_ONLY:
+        there = there.filter(participations__site=datasets[0].site)
+    return [] if there.exists() else [_companion(main, kind, datasets, what, by, deadline=deadline)]
+
+
+def _evaluation(main: Experiment, by: User, *, follows: bool) -> list[Experiment]:
+    """Make the evaluation unless one is there that has not chosen its models yet, and so measures the new ones, too."""
+    there = main.companions.filter(kind=Kind.CROSS_SITE).exclude(state=ExperimentState.CANCELLED)
+    if follows:
+        there = there.filter(models=None)
+    if there.exists():
+        return []
+    datasets = [part.dataset for part in _parts(main)]
+    return [_companion(main, Kind.CROSS_SITE, datasets, "cross-site evaluation", by)]
+
+
+def rounds_of(main: Experiment, kind: str, sites: int) -> int:
+    """Return the rounds of a baseline: a round of the cyclic one is one site's, so it has as many for each site."""
+    if kind == Kind.CROSS_SITE:
+        return 1
+    return main.rounds_planned * (sites if kind == Kind.CYCLIC else 1)
+
+
+def _plan_of(main: Experiment, kind: Kind, sites: int) -> dict[str, Any]:
+    plan = main.plan | plan_fields(STRATEGY, {})
+    if kind == Kind.CROSS_SITE:
+        return merged(plan, {"validation": {"hd95_every": 1}})
+    if kind == Kind.CYCLIC:
+        plan["rounds"] = main.plan["rounds"] * sites  # the schedule spans them
+        if (plan.get("optimizer") or {}).get("treatment") == "keep":
+            # what a site kept would be as old as the circle is long: the memory travels with the weights instead
+            plan = merged(plan, {"optimizer": {"treatment": "aggregate"}})
+    return plan
+
+
+def _companion(
+    main: Experiment, kind: Kind, datasets: Sequence[Dataset], what: str, by: User, *, deadline: int = 1
+) -> Experiment:
+    """Create and start an experiment beside ``main``. ``deadline``: how many sites' work one round of it holds."""
+    experiment = Experiment.objects.create(
+        owner=main.owner,
+        title=titled(main.title, what),
+        question=main.question,
+        kind=kind,
+        head=main.head or main,
+        beside=main,
+        turn=main.turn + TURNS[kind],
+        plan=_plan_of(main, kind, len(datasets)),
+        rounds_planned=rounds_of(main, kind, len(datasets)),
+        strategy=STRATEGY,
+        weighting=main.weighting,
+        min_sites=1,
+        deadline_minutes=main.deadline_minutes * deadline,
+        stragglers=main.stragglers,
+        grace_minutes=main.grace_minutes,
+        max_attempts=main.max_attempts,
+        best_by=main.best_by,
+        initial_model=main.initial_model,
+    )
+    for dataset in datasets:
+        Participation.objects.create(experiment=experiment, site=dataset.site, dataset=dataset)
+    begin(experiment, by=by, text=f"{by} added this run beside “{main.title}” for comparison.")
+    return experiment
+
+
+def titled(title: str, what: str) -> str:
+    """Return ``Brain tumour · pooled``, with what it is even where the title is long."""
+    ending = f" · {what}"[:60]
+    return title[: 120 - len(ending)] + ending
+
+
+def begin(experiment: Experiment, *, by: User, text: str) -> None:
+    """DRAFT → RUNNING with its first round PENDING. Inside a transaction."""
+    lifecycle.move_experiment(experiment, ExperimentState.RUNNING)
+    kind = RoundKind.EVALUATE if experiment.kind == Kind.CROSS_SITE else RoundKind.TRAIN
+    Round.objects.create(experiment=experiment, number=1, kind=kind, state=RoundState.PENDING)
+    journal.record(experiment, "started", text, level=Event.Level.GOOD, by=by.username)
+    experiment.wake()
+
+
+def gather_subjects(experiment: Experiment) -> None:
+    """Choose the models that an evaluation measures, when it opens."""
+    raise NotImplementedError
