@@ -61,8 +61,10 @@ TAKEN = 75
 MAX_REQUEST = 1024 * 1024
 MAX_OUTPUT = 4 * 1024 * 1024
 MAX_LOG = 8 * 1024
-QUIET = 0.25
-"""Seconds without a request after which waiting children are made up for."""
+QUIET = 0.05
+"""Seconds without a request after which waiting children are made up for: sites are started in bursts."""
+RETRY = 1.0
+"""Seconds until another try where no process was to be had."""
 
 
 @dataclass
@@ -96,6 +98,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._idle: list[_Child] = []
         self._commands: dict[int, _Child] = {}
+        self._refill_at = 0.0
         self._stopping = False
 
     def serve(self) -> int:
@@ -140,9 +143,11 @@ class Server:
             for key, _ in events:
                 key.data()
             self._end_overdue()
-            if not events and len(self._idle) < self._idle_wanted:
-                with contextlib.suppress(OSError):  # no memory or process to be had now: later
+            if len(self._idle) < self._idle_wanted and time.monotonic() >= self._refill_at:
+                try:
                     self._fork()
+                except OSError:  # no memory or process to be had now
+                    self._refill_at = time.monotonic() + RETRY
         self._path.unlink(missing_ok=True)
         self._listener.close()
         for child in self._commands.values():
@@ -154,7 +159,7 @@ class Server:
         deadlines = [child.deadline for child in self._commands.values() if child.deadline < float("inf")]
         waits = [deadline - time.monotonic() for deadline in deadlines]
         if len(self._idle) < self._idle_wanted:
-            waits.append(QUIET)
+            waits.append(self._refill_at - time.monotonic())
         return max(0.0, min(waits)) if waits else None
 
     def _import_all(self) -> None:
@@ -177,6 +182,7 @@ class Server:
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
+        self._refill_at = time.monotonic() + QUIET
         # Requests are one small line, sent at once by the only user who may open the socket: no need to
         # serve the others while it arrives.
         client.settimeout(2)
