@@ -1,0 +1,127 @@
+"""What a comparison says, in plain sentences: the headline of the page and of the API."""
+
+from __future__ import annotations
+
+from fedportal.experiments.models import MEAN, Kind
+from fedportal.monitoring.comparison import Comparison, Contrast, Role, spread
+from fedportal.monitoring.statistics import Estimate
+
+NAMES = {
+    Role.BEST: "the model of the best round",
+    Role.POOLED: "the pooled model",
+    Role.ENSEMBLE: "the ensemble of the local-only models",
+    Role.CYCLIC: "cyclic weight transfer",
+}
+TOO_FEW = "too few cases for an interval"
+UNSETTLED = "The interval reaches over zero: these cases do not settle which is better."
+
+
+def headline(comparison: Comparison) -> list[str]:
+    """Return what the federated model reached, most important first; what cannot be said is said, too."""
+    if comparison.federated is None:
+        return ["No case scores yet. They come with the final evaluation of the federated run."]
+    said = []
+    pooled = next((one for one in comparison.contrasts if one.other.role == Role.POOLED), None)
+    local = next((one for one in comparison.contrasts if one.other.role == Role.LOCAL), None)
+    if pooled is not None and pooled.percentage.value is not None:
+        said.append(f"Federated reached {_percent(pooled.percentage)} of pooled.")
+    elif pooled is not None:
+        said.append(f"Federated is {_against(comparison, pooled)} the pooled model.")
+    elif not comparison.family.has(Kind.POOLED):
+        said.append("How much of pooled training it reached is open: there is no pooled baseline beside it.")
+    if local is not None:
+        site = comparison.family.site_names.get(local.other.site, local.other.site)
+        text = f"It is {_against(comparison, local)} the best local-only model, that of {site}."
+        said.append(text if _is_settled(local.gain) else f"{text} {UNSETTLED}")
+    elif not comparison.family.has(Kind.LOCAL_ONLY):
+        said.append("What a hospital reaches alone is open: there are no local-only baselines beside it.")
+    return said
+
+
+def about(comparison: Comparison, contrast: Contrast) -> str:
+    """Return a contrast as a sentence."""
+    other = NAMES.get(contrast.other.role, contrast.other.label)
+    return f"Federated is {_against(comparison, contrast)} {other}."
+
+
+def about_sites(comparison: Comparison) -> list[str]:
+    """Return what the per-site panel says: who gains, the worst site, how far the sites are apart."""
+    gains = comparison.gains
+    known = [(one, one.gain.value) for one in gains if one.gain.value is not None]
+    said = []
+    if known:
+        better = [one for one, value in known if value > 0]
+        sure = [one for one in better if one.gain.excludes_zero]
+        text = f"{len(better)} of {len(known)} sites get a better model from joining than from training alone"
+        said.append(f"{text}; {_how_many(len(sure), len(better))} certain at 95 %." if better else f"{text}.")
+        low, least = min(known, key=lambda pair: pair[1])
+        word = "gains least" if least > 0 else "loses most"
+        if len(known) > 1:
+            said.append(f"{low.name} {word}: {_signed(comparison, least)}.")
+    federated = spread([one.federated.value for one in gains])
+    if federated is not None:
+        worst = next(one for one in gains if one.is_worst)
+        text = f"The federated model is worst at {worst.name}; its best and worst site are {_size(comparison, federated)} apart"
+        alone = spread([one.own.value for one in gains])
+        whole = f"{text} (the sites' own models: {_size(comparison, alone)})." if alone is not None else f"{text}."
+        said.append(whole)
+    return said
+
+
+def undefined(comparison: Comparison) -> bool:
+    return any(cell.undefined for line in comparison.lines for cell in line.cells)
+
+
+def subject_of(comparison: Comparison) -> str:
+    """Return what the numbers are of: “Dice, mean over the regions”."""
+    region = "mean over the regions" if comparison.region == MEAN else comparison.region
+    return f"{comparison.measure.title}, {region}"
+
+
+def _is_settled(gain: Estimate) -> bool:
+    return not gain.has_interval or gain.excludes_zero
+
+
+def _percent(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.1f} % ({TOO_FEW})"
+    return f"{estimate.value:.1f} % (95 % interval {estimate.low:.1f}–{estimate.high:.1f})"
+
+
+def _against(comparison: Comparison, contrast: Contrast) -> str:
+    """Return “0.051 above (95 % interval 0.020 to 0.080)”; for a distance “0.8 mm shorter than”."""
+    gain = contrast.gain
+    if gain.value is None:
+        return "not comparable with"
+    if comparison.higher_is_better:
+        word = "above" if gain.value >= 0 else "below"
+    else:
+        word = "better than" if gain.value >= 0 else "worse than"
+    sign = 1 if gain.value >= 0 else -1
+    if gain.low is None or gain.high is None:
+        return f"{_size(comparison, abs(gain.value))} {word} ({TOO_FEW})"
+    low, high = sorted((sign * gain.low, sign * gain.high))
+    places = comparison.measure.decimals
+    interval = f"95 % interval {_number(low, places)} to {_number(high, places)}"
+    return f"{_size(comparison, abs(gain.value))} ({interval}) {word}"
+
+
+def _size(comparison: Comparison, value: float) -> str:
+    unit = f" {comparison.measure.unit}" if comparison.measure.unit else ""
+    return f"{value:.{comparison.measure.decimals}f}{unit}"
+
+
+def _signed(comparison: Comparison, value: float) -> str:
+    sign = "+" if value >= 0 else "−"
+    return f"{sign}{_size(comparison, abs(value))}"
+
+
+def _number(value: float, places: int) -> str:
+    text = f"{value:.{places}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def _how_many(sure: int, of: int) -> str:
+    if sure == of:
+        return "that is" if of == 1 else "all of these are"
+    return "none of these is" if sure == 0 else f"{sure} of these {'is' if sure == 1 else 'are'}"
