@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from django.contrib import admin
 from django.test import RequestFactory
-from django.urls import URLPattern, URLResolver, get_resolver, reverse
+from django.urls import URLPattern, URLResolver, get_resolver, resolve, reverse
 from drf_spectacular.generators import SchemaGenerator
 
 from tests.factories import otto
@@ -24,6 +24,7 @@ ACTS = {
     "experiments:create": ("post", "/api/experiments/"),
     "experiments:edit": ("patch", EXPERIMENT),
     "experiments:delete": ("delete", EXPERIMENT),
+    "experiments:make-bundle": ("post", EXPERIMENT + "models/{number}/make-bundle/"),
     "experiments:retry": ("post", EXPERIMENT + "sites/{site}/retry/"),
     **{
         f"experiments:{act}": ("post", f"{EXPERIMENT}{act}/")
@@ -49,6 +50,7 @@ PAGES_ONLY = {
     "ui:gallery": "how the pages look",
     "ui:healthz": "is one itself: a program asks it",
     "monitoring:figure-json": "a drawing of the metrics",
+    "monitoring:compare": "computed from the metrics of the family's experiments, each of which can be read",
 }
 READS = {
     "monitoring:dashboard": "/api/dashboard/",
@@ -101,7 +103,9 @@ def operations() -> set[tuple[str, str]]:
 
 def pages() -> dict[str, str]:
     """Return name → an address of every page of the portal (not of the API, the admin, or a site's door)."""
-    return {name: reverse(name, kwargs=kwargs) for name, kwargs in _routes(get_resolver(), "", {})}
+    addresses = {name: reverse(name, kwargs=kwargs) for name, kwargs in _routes(get_resolver(), "", {})}
+    assert {name: resolve(address).view_name for name, address in addresses.items()} == {n: n for n in addresses}
+    return addresses
 
 
 def _routes(resolver: URLResolver, room: str, outer: dict) -> Iterator[tuple[str, dict]]:

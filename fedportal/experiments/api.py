@@ -17,11 +17,13 @@ from rest_framework.views import APIView
 from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import STRATEGIES
 from fedportal.experiments import services
-from fedportal.experiments.models import Experiment
+from fedportal.experiments.bundles import READY, ask_for_bundle
+from fedportal.experiments.models import Experiment, GlobalModel
 from fedportal.experiments.plan import PRESETS, preset_plan
 from fedportal.experiments.readiness import checklist
 from fedportal.experiments.recipe import SETTINGS
 from fedportal.experiments.serializers import (
+    BundleSerializer,
     CheckSerializer,
     ExperimentRowSerializer,
     ExperimentSerializer,
@@ -35,7 +37,8 @@ from fedportal.ui.permissions import OPERATORS_ONLY, require
 
 
 class MayControl(permissions.BasePermission):
-    """Reading is decided by the queryset; writing is for owner and operators, cloning for all who may compose."""
+    """Reading is decided by the queryset; writing is for owner and operators, cloning for all who may compose, a
+    bundle for all who may download."""
 
     message = "You may look at this experiment, but only its owner or an operator may change it."
 
@@ -46,7 +49,7 @@ class MayControl(permissions.BasePermission):
         return True
 
     def has_object_permission(self, request: Request, view: Any, experiment: Experiment) -> bool:
-        if request.method in permissions.SAFE_METHODS or view.action == "clone":
+        if request.method in permissions.SAFE_METHODS or view.action in ("clone", "make_bundle"):
             return True
         return experiment.can_be_controlled_by(request.user)
 
@@ -218,6 +221,19 @@ class ExperimentViewSet(viewsets.GenericViewSet):
     def _person(self, request: Request, *, among: QuerySet[User] | None = None) -> User:
         people = User.objects.filter(is_active=True) if among is None else among
         return self._checked(PersonSerializer(data=request.data, context={"people": people}))["username"]
+
+    @extend_schema(
+        request=None,
+        responses={200: BundleSerializer, 202: BundleSerializer, **PROBLEMS},
+        parameters=[OpenApiParameter("number", int, OpenApiParameter.PATH)],
+    )
+    @action(detail=True, methods=["post"], url_path="models/(?P<number>[0-9]{1,6})/make-bundle")
+    def make_bundle(self, request: Request, key: str, number: str) -> Response:
+        """Have the MONAI bundle of a round's global model made; ``/models/`` says when it is there. 200: it is."""
+        models = GlobalModel.objects.filter(experiment=self.get_object()).select_related("experiment")
+        bundle = ask_for_bundle(model=get_object_or_404(models, round_number=int(number)), by=request.user)
+        code = status.HTTP_200_OK if bundle.state == READY else status.HTTP_202_ACCEPTED
+        return Response(BundleSerializer(bundle).data, status=code)
 
     def _act(self, service: Any) -> Response:
         experiment = self.get_object()

@@ -11,7 +11,7 @@ from rest_framework import serializers
 from fedportal.accounts.models import User
 from fedportal.aggregation.errors import AggregationRefused
 from fedportal.aggregation.strategies import WEIGHTING, Strategy, plan_fields
-from fedportal.experiments import services
+from fedportal.experiments import bundles, services
 from fedportal.experiments.models import Experiment, GlobalModel
 from fedportal.experiments.plan import (
     MAX_REGION_NAME,
@@ -309,6 +309,13 @@ class CheckSerializer(serializers.Serializer):
     title = serializers.CharField()
     ok = serializers.BooleanField()
     problems = serializers.ListField(child=serializers.CharField())
+
+
+class BundleSerializer(serializers.Serializer):
+    """How far the MONAI bundle of a model is; when it is ready, it is among the model's files."""
+
+    state = serializers.ChoiceField(choices=[(state, state) for state in bundles.STATES])
+    message = serializers.CharField(allow_blank=True, help_text="What is waited for, or why it could not be made.")
 
 
 class PersonSerializer(StrictSerializer):

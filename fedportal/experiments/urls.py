@@ -18,5 +18,6 @@ urlpatterns = [
     path("experiments/<str:key>/delete/", views.delete, name="delete"),
     path("experiments/<str:key>/share/", views.share, name="share"),
     path("experiments/<str:key>/unshare/", views.unshare, name="unshare"),
+    path("experiments/<str:key>/make-bundle/<int:number>/", views.make_bundle, name="make-bundle"),
     path("experiments/<str:key>/retry/<slug:slug>/", views.retry, name="retry"),
 ]

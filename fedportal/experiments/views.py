@@ -10,14 +10,15 @@ from django.contrib import messages
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
 from django.views import View
 from django.views.decorators.http import require_POST
 from django.views.generic import ListView
 
 from fedportal.accounts.models import User
-from fedportal.experiments import services
+from fedportal.experiments import bundles, services
 from fedportal.experiments.forms import SECTIONS, FilterForm, SectionForm
-from fedportal.experiments.models import Experiment
+from fedportal.experiments.models import Experiment, GlobalModel
 from fedportal.experiments.plan import PRESETS, differences, summary
 from fedportal.experiments.readiness import checklist
 from fedportal.experiments.recipe import GROUPS, has_effect, of_section, value_of
@@ -238,3 +239,13 @@ def unshare(request: HttpRequest, key: str) -> HttpResponse:
         services.unshare(experiment=experiment, user=user, by=request.user)
         messages.success(request, f"The experiment is no longer shared with {user}.")
     return redirect("monitoring:experiment", key=key)
+
+
+@require_POST
+def make_bundle(request: HttpRequest, key: str, number: int) -> HttpResponse:
+    """Whoever may download a model may have it packed as a bundle."""
+    models = GlobalModel.objects.filter(experiment=visible(request, key)).select_related("experiment")
+    bundles.ask_for_bundle(model=get_object_or_404(models, round_number=number), by=request.user)
+    page = request.POST.get("page", "")
+    query = f"?page={int(page)}" if page.isdecimal() and page.isascii() and len(page) < 6 else ""
+    return redirect(f"{reverse('monitoring:models', args=[key])}{query}#round-{number}")

@@ -10,13 +10,15 @@ from typing import Any
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.urls import reverse
-from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_field
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from fedportal.experiments.bundles import bundle_of
 from fedportal.experiments.models import Artefact, Attempt, Event, GlobalModel, LogPiece, Metric, Round, SiteRun
+from fedportal.experiments.serializers import BundleSerializer
 from fedportal.monitoring.access import visible_experiment
 from fedportal.monitoring.downloads import WEIGHTS, address_of
 from fedportal.monitoring.logs import LINES_SHOWN, lines_of
@@ -117,10 +119,15 @@ class GlobalModelSerializer(serializers.ModelSerializer):
     artefacts = ArtefactSerializer(many=True, read_only=True)
     scores = serializers.DictField(read_only=True)
     files = serializers.SerializerMethodField()
+    bundle = serializers.SerializerMethodField()
 
     class Meta:
         model = GlobalModel
-        fields = ["round_number", "sha256", "size", "created_at", "dice", "scores", "artefacts", "files"]
+        fields = ["round_number", "sha256", "size", "created_at", "dice", "scores", "artefacts", "files", "bundle"]
+
+    @extend_schema_field(BundleSerializer)
+    def get_bundle(self, model: GlobalModel) -> dict[str, str]:
+        return BundleSerializer(bundle_of(model)).data
 
     def get_files(self, model: GlobalModel) -> dict[str, str]:
         key, request = self.context["key"], self.context["request"]
@@ -202,7 +209,8 @@ class ModelsView(APIView):
     @extend_schema(tags=READ, responses=GlobalModelSerializer(many=True))
     def get(self, request: Request, key: str) -> Response:
         experiment = visible_experiment(request.user, key)
-        rows = GlobalModel.objects.filter(experiment=experiment).order_by("round_number").prefetch_related("artefacts")
+        rows = GlobalModel.objects.filter(experiment=experiment).order_by("round_number")
+        rows = rows.select_related("experiment", "bundle_request").prefetch_related("artefacts")
         return Response(GlobalModelSerializer(rows, many=True, context={"request": request, "key": key}).data)
 
 

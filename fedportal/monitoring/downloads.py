@@ -40,7 +40,7 @@ def address_of(experiment: Experiment, number: int, kind: str) -> str:
     else:
         artefact = Artefact.objects.filter(model=model, kind=kind).first()
         if artefact is None:
-            raise Http404("This file has not been made from this model.")
+            raise Http404("This file has not been made from this model. The bundle is made when somebody asks for it.")
         object_key = artefact.key
     return object_store().presign_get(object_key, VALID, filename=file_name(experiment, number, kind))
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from django.db.models import prefetch_related_objects
+
+from fedportal.experiments.bundles import Bundle, bundle_of
 from fedportal.experiments.models import Artefact, Experiment, GlobalModel, Metric
 from fedportal.monitoring.figures import regions_of
 from trainer.contract import Phase
@@ -17,6 +20,11 @@ class Scored:
     model: GlobalModel
     regions: tuple[tuple[str, float | None], ...]
     artefacts: tuple[Artefact, ...]
+
+    @property
+    def bundle(self) -> Bundle:
+        """How far its MONAI bundle is; the initial model gets none."""
+        return bundle_of(self.model)
 
     @property
     def title(self) -> str:
@@ -33,15 +41,13 @@ def with_scores(experiment: Experiment, models: Sequence[GlobalModel]) -> list[S
         name="dice",
     ).values_list("round_number", "region", "value")
     values = {(number - 1, region): value for number, region, value in found}
-    artefacts: dict[int, list[Artefact]] = {}
-    for artefact in Artefact.objects.filter(model__in=models):
-        artefacts.setdefault(artefact.model_id, []).append(artefact)
+    prefetch_related_objects(models, "artefacts")
     regions = regions_of(experiment.plan)[1:]
     return [
         Scored(
             model,
             tuple((region, values.get((model.round_number, region))) for region in regions),
-            tuple(artefacts.get(model.pk, ())),
+            tuple(model.artefacts.all()),
         )
         for model in models
     ]

@@ -153,6 +153,7 @@ def models(request: HttpRequest, key: str) -> HttpResponse:
     """Every global model of an experiment, newest first."""
     found = visible_experiment(request.user, key)
     every = GlobalModel.objects.filter(experiment=found).order_by("-round_number")
+    every = every.select_related("experiment", "bundle_request")
     page = Paginator(every, MODELS_PER_PAGE).get_page(request.GET.get("page"))
     context = {"experiment": found, "page_obj": page, "scored": with_scores(found, list(page))}
     return render(request, "monitoring/models.html", context)

@@ -15,14 +15,12 @@ from fedportal.connectors.errors import SiteError
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.states import ExperimentState, RoundState
 from fedportal.orchestrator.reading import site_view
-from fedportal.orchestrator.sign_ins import sign_in_due
 from fedportal.orchestrator.sitework import Tools
 from fedportal.sites import services
 from fedportal.sites.models import CHECK_WITHIN, Site, SiteCheck
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = 1.0
 AT_ONCE = 4
 
 
@@ -81,15 +79,3 @@ def check(site: Site, tools: Tools) -> SiteCheck:
         for experiment in waiting.distinct():
             experiment.wake()
     return booked
-
-
-def keep_checking(tools: Tools, closing: threading.Event) -> None:
-    """Look for due checks until told to stop."""
-    while not closing.wait(LOOK_EVERY):
-        close_old_connections()
-        try:
-            check_due(tools)
-            sign_in_due(tools)
-        except Exception:  # the database may be away for a while
-            logger.exception("looking for due checks failed")
-    connection.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -98,6 +99,11 @@ def take(experiment: Experiment, now: datetime, *, before: Snapshot | None = Non
         **({"models": _models(experiment)} if experiment.patience and state is RoundState.AGGREGATING else {}),
         **(_harvest(experiment) if state is RoundState.DONE else {}),
     )
+
+
+def with_models(experiment: Experiment, now: datetime) -> Snapshot:
+    """Read what the files of an experiment in any state are made from: its models and who contributed to them."""
+    return replace(take(experiment, now), start=_start(experiment), **_harvest(experiment))
 
 
 def _participants(experiment: Experiment, *, with_health: bool) -> dict[int, Participant]:

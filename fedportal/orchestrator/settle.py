@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -11,7 +11,7 @@ from django.db import transaction
 from fedportal.experiments import journal, lifecycle
 from fedportal.experiments.models import Artefact, Attempt, Experiment, GlobalModel, Metric, Round, SiteRun
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
-from fedportal.orchestrator.outcomes import Changes, Fail, Outcome, Score, SiteRunChange, Wait
+from fedportal.orchestrator.outcomes import Changes, Fail, NewArtefact, Outcome, Score, SiteRunChange, Wait
 from fedportal.orchestrator.snapshot import RoundView, Snapshot
 from fedportal.sites.models import Site
 from trainer.contract import Phase, records_in_log
@@ -175,8 +175,15 @@ def _models(experiment: Experiment, changes: Changes) -> None:
         )
     if changes.score is not None:
         _score(experiment, changes.score)
-    for made in changes.artefacts:
-        Artefact.objects.create(model_id=made.model, kind=made.kind, key=made.key, sha256=made.sha256, size=made.size)
+    book_artefacts(changes.artefacts)
+
+
+def book_artefacts(artefacts: Iterable[NewArtefact]) -> None:
+    """Write what was made from models. What somebody else has made meanwhile is the same file."""
+    for made in artefacts:
+        Artefact.objects.update_or_create(
+            model_id=made.model, kind=made.kind, defaults={"key": made.key, "sha256": made.sha256, "size": made.size}
+        )
 
 
 def _score(experiment: Experiment, score: Score) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from trainer.contract import EXPLANATIONS, Exit
+
 
 def listed(names: Sequence[str]) -> str:
     """Return ``Graz, Mainz and Ulm``."""
@@ -38,7 +40,26 @@ def sentence(text: str) -> str:
     return text if not text or text[-1] in ".!?”…" else f"{text}."
 
 
-def last_words(output: str) -> str:
+def trainer_said(exit_code: int, output: str) -> str:
+    """Return in a sentence why a command of the trainer on the portal's machine failed.
+
+    Its last line where it was written for people; what it did not expect names paths and modules and is for the log.
+    """
+    if exit_code in AT_THE_PORTAL:
+        return AT_THE_PORTAL[Exit(exit_code)]
+    if exit_code not in EXPLANATIONS or exit_code == Exit.UNEXPECTED:
+        return "The trainer stopped unexpectedly. The orchestrator's log has the details for an operator."
+    return sentence(_last_words(output))
+
+
+AT_THE_PORTAL = {
+    Exit.DISK_FULL: "The disk of the portal's machine is full. Tell an operator.",
+    Exit.OUT_OF_MEMORY: "It needs more memory than the portal allows. Choose a smaller network, or ask an operator.",
+}
+"""What an exit code means where it is not a site's."""
+
+
+def _last_words(output: str) -> str:
     """Return what a trainer's command said last: its lines are JSON with a message inside, or plain text."""
     lines = output.strip().splitlines()
     if not lines:

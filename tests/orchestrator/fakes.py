@@ -366,7 +366,7 @@ class Federation:
     def trainer(self, argv: Sequence[str], timeout: float) -> tuple[int, str]:
         self.commands.append(list(argv))
         if argv[0] in self.command_fails:
-            return 1, self.command_fails[argv[0]]
+            return int(Exit.BAD_JOB), self.command_fails[argv[0]]
         out = Path(argv[argv.index("--out") + 1])
         out.write_bytes(model_bytes(1.0) if argv[0] == "init" else b"a bundle")
         return 0, ""

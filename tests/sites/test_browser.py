@@ -4,6 +4,7 @@ script and with one."""
 import os
 import threading
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from django.utils import timezone
 from fedportal.connectors import registry
 from fedportal.connectors.base import CheckReport, CheckStep
 from fedportal.orchestrator import health
+from fedportal.orchestrator.beside import keep_looking
 from fedportal.orchestrator.tools import Connectors
 from fedportal.sites import services
 from fedportal.sites.models import SignIn, Site
@@ -161,7 +163,7 @@ def orchestrator(session, scripted_server, settings):
     settings.FEDPORTAL_TRAINER_SOCKET = str(scripted_server)
     closing = threading.Event()
     tools = SimpleNamespace(connector=Connectors(MemoryStore()))
-    loop = threading.Thread(target=health.keep_checking, args=(tools, closing))
+    loop = threading.Thread(target=keep_looking, args=(closing, partial(health.check_due, tools)))
     loop.start()
     yield
     closing.set()

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
-from fedportal.connectors.errors import SiteError, StoreError, StoreUnreachable
-from fedportal.connectors.objectstore import sha256_of_file
+from fedportal.connectors.errors import StoreError, StoreUnreachable
 from fedportal.experiments.models.scores import MEAN, best_of
 from fedportal.experiments.states import SITE_RUN_OVER, ExperimentState, RoundState, SiteRunState
-from fedportal.orchestrator import sitework
-from fedportal.orchestrator.outcomes import Advance, Changes, NewArtefact, Outcome, SiteRunChange, Wait
+from fedportal.orchestrator import files, sitework
+from fedportal.orchestrator.outcomes import Advance, Changes, Outcome, SiteRunChange, Wait
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, ModelView, Snapshot
 from fedportal.orchestrator.steps.watching import cancel_strays
-from fedportal.orchestrator.words import last_words, listed
-from fedportal.sites.counts import told_cases
-from trainer.contract import round_prefix
+from fedportal.orchestrator.words import listed
 
 logger = logging.getLogger(__name__)
 
-BUNDLE_TIMEOUT = 180.0
-RECIPE_NAME = "recipe.json"
-BUNDLE_NAME = "bundle.zip"
 STRAYS_PATIENCE = 10.0
 CANCEL_PATIENCE = 5.0
 CANCEL_LIMIT = timedelta(minutes=15)
@@ -48,19 +39,18 @@ def finish(s: Snapshot, tools: Tools) -> Outcome:
     for stray in cancel_strays(s, tools, changes, patience=STRAYS_PATIENCE):
         text = f"{stray.site.name} has not confirmed the end of {stray.run}; it may still be computing."
         changes.say("unconfirmed", text, level="warn", site=stray.site.slug)
-    documents = {model.id: recipe(s, model) for model in s.models}
     made = {(artefact.model, artefact.kind) for artefact in s.artefacts}
-    changes.artefacts = _recipes(s, documents, made, tools)
+    changes.artefacts = [files.put_recipe(s, model, tools) for model in s.models if (model.id, "recipe") not in made]
     for model in _worth_bundling(s.models, s.best_by):
         if (model.id, "bundle") in made:
             continue
         try:
-            changes.artefacts.append(_bundle(s, model, documents[model.id], tools))
+            changes.artefacts.append(files.put_bundle(s, model, sitework.spool_of(s, model.round_number, tools), tools))
         except StoreUnreachable:
             raise
-        except (BundleFailed, SiteError, StoreError, OSError) as error:
+        except files.TROUBLES as error:
             logger.warning("bundle of %s round %d: %s", s.key, model.round_number, error)
-            text = f"The MONAI bundle of the model of round {model.round_number} could not be made: {error}"
+            text = f"{files.no_bundle(model, error)} The models page can ask for it again."
             changes.say("no_bundle", text, level="warn")
     sitework.tidy_experiment(s, tools)
     changes.experiment_to = ExperimentState.COMPLETED
@@ -91,64 +81,6 @@ def _worth_bundling(models: Sequence[ModelView], best_by: str) -> list[ModelView
     if best is not None:
         chosen[best.id] = best
     return sorted(chosen.values(), key=lambda model: model.round_number)
-
-
-# --- recipe and bundle ----------------------------------------------------------------------------
-
-
-class BundleFailed(Exception):
-    """The trainer could not make a bundle."""
-
-
-def recipe(s: Snapshot, model: ModelView) -> dict[str, Any]:
-    """Return how a global model came about: what a reader needs to judge it or to make it again."""
-    return {
-        "experiment": {"key": s.key, "title": s.title, "question": s.question, "rounds_planned": s.rounds_planned},
-        "round": model.round_number,
-        "plan": s.plan.to_json(),
-        "aggregation": {"strategy": s.strategy, "options": dict(s.strategy_options), "weighting": s.weighting},
-        "initial_model": None if s.start is None else {"title": s.start.title, "sha256": s.start.sha256},
-        "best_by": s.best_by,
-        "contributions": [
-            {
-                "site": c.site,
-                "train_cases": told_cases(None, c.site, c.train_cases),  # the file is for everybody
-                "weight": c.weight,
-                "update_sha256": c.update_sha256,
-            }
-            for c in s.contributions
-            if c.round_number == model.round_number
-        ],
-        "scores": dict(model.scores),
-        "dice": model.dice,
-        "weights": {"file": Path(model.key).name, "sha256": model.sha256, "size": model.size},
-    }
-
-
-def _recipes(
-    s: Snapshot, documents: dict[int, dict[str, Any]], made: set[tuple[int, str]], tools: Tools
-) -> list[NewArtefact]:
-    wanted = [model for model in s.models if (model.id, "recipe") not in made]
-    found = []
-    for model in wanted:
-        data = json.dumps(documents[model.id], indent=2, sort_keys=True, ensure_ascii=False).encode()
-        key = f"{round_prefix(s.key, model.round_number)}/{RECIPE_NAME}"
-        sha256 = tools.store.put_bytes(key, data, content_type="application/json")
-        found.append(NewArtefact(model.id, "recipe", key, sha256, len(data)))
-    return found
-
-
-def _bundle(s: Snapshot, model: ModelView, document: dict[str, Any], tools: Tools) -> NewArtefact:
-    weights = sitework.model_file(s, model, tools)
-    description, out = weights.with_name(RECIPE_NAME), weights.with_name(BUNDLE_NAME)
-    description.write_text(json.dumps(document))
-    argv = ["bundle", "--model", str(weights), "--recipe", str(description), "--out", str(out)]
-    exit_code, output = tools.trainer(argv, BUNDLE_TIMEOUT)
-    if exit_code != 0:
-        raise BundleFailed(last_words(output))
-    key = f"{round_prefix(s.key, model.round_number)}/{BUNDLE_NAME}"
-    sha256 = tools.store.put_file(key, out, sha256=sha256_of_file(out), content_type="application/zip")
-    return NewArtefact(model.id, "bundle", key, sha256, out.stat().st_size)
 
 
 # --- cancel ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -24,8 +25,11 @@ from fedportal.orchestrator.outcomes import (
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, Participant, SiteRunView, Snapshot
 from fedportal.orchestrator.steps.starting import PATIENCE, launch_what_is_due, start_publishing
-from fedportal.orchestrator.words import last_words, listed, of, sites
+from fedportal.orchestrator.words import listed, of, sites, trainer_said
+from fedportal.ui.templatetags.ui import bytes_
 from trainer.contract import Stored, canonical_json, global_model_key
+
+logger = logging.getLogger(__name__)
 
 INIT_TIMEOUT = 180.0
 CHECK_PATIENCE = 20.0
@@ -172,12 +176,13 @@ def _publish_initial_model(s: Snapshot, tools: Tools, changes: Changes) -> Outco
         plan.write_bytes(canonical_json(s.plan.to_json()))
         exit_code, output = tools.trainer(["init", "--plan", str(plan), "--out", str(path)], INIT_TIMEOUT)
         if exit_code != 0:
-            return Fail(f"The initial model could not be made: {last_words(output)}", changes)
+            logger.warning("initial model of %s, exit code %d: %s", s.key, exit_code, output)
+            return Fail(f"The initial model could not be made: {trainer_said(exit_code, output)}", changes)
         said = "The initial model was made"
     key = global_model_key(s.key, 0)
     sha256 = tools.store.put_file(key, path)
     changes.model = NewModel(0, key, sha256, path.stat().st_size)
-    changes.say("initial_model", f"{said} ({path.stat().st_size / 1e6:.1f} MB).", sha256=sha256)
+    changes.say("initial_model", f"{said} ({bytes_(path.stat().st_size)}).", sha256=sha256)
     return Advance(changes)
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import signal
 import threading
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
 from fedportal.orchestrator import health, tools
+from fedportal.orchestrator.beside import keep_looking
+from fedportal.orchestrator.bundles import BundleMaker
 from fedportal.orchestrator.engine import Engine
 from fedportal.orchestrator.loop import Loop, Name
+from fedportal.orchestrator.sign_ins import sign_in_due
 
 
 class Command(BaseCommand):
@@ -25,6 +29,7 @@ class Command(BaseCommand):
         kit = tools.from_settings()
         engine = Engine(kit, worker=name.text)
         freed = engine.free_own_leases()
+        bundles = BundleMaker(kit, worker=name.text)
         loop = Loop(engine, workers=options["workers"])
         closing = threading.Event()
 
@@ -38,8 +43,11 @@ class Command(BaseCommand):
         if options["once"]:
             for thread in health.check_due(kit):
                 thread.join()
+            while thread := bundles.look():
+                thread.join()
         else:
-            threading.Thread(target=health.keep_checking, args=(kit, closing), name="health", daemon=True).start()
+            looks = partial(health.check_due, kit), partial(sign_in_due, kit), bundles.look
+            threading.Thread(target=keep_looking, args=(closing, *looks), name="beside", daemon=True).start()
         try:
             loop.run(once=options["once"])
         finally:
