@@ -16,6 +16,14 @@ class SiteUnreachable(SiteError):
     """No answer, or a passing fault: try again later."""
 
 
+class SiteResting(SiteUnreachable):
+    """The site has not answered for a while, and nobody asks it before ``seconds`` are over."""
+
+    def __init__(self, message: str, *, remedy: str = "", seconds: float) -> None:
+        super().__init__(message, remedy=remedy)
+        self.seconds = seconds
+
+
 class SiteRefused(SiteError):
     """The site answered no (login, rights, missing DAG): trying again changes nothing until somebody acts."""
 

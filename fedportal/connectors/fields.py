@@ -86,6 +86,8 @@ class Configured:
     FIELDS: ClassVar[tuple[Field, ...]]
     NEEDS_SITE_KEY: ClassVar[bool] = True
     """Whether the site keeps its key (``FEDPORTAL_SITE_KEY``); operators then find it on the site's page."""
+    IS_CALLED: ClassVar[bool] = True
+    """Whether the portal calls the site, which may then be out of reach."""
     HANDOUT: ClassVar[str] = ""
     """What people at the site do with the handout, in a sentence or two; empty where there is none."""
 

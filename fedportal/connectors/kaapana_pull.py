@@ -73,6 +73,7 @@ class KaapanaPullConnector(Configured):
         Field("portal_token", "Token of the portal", "What the site shows when it polls.", kind="secret", issued=True),
         Field("dag", "DAG", "The installed DAG that carries out runs.", required=False, default="fp-train", advanced=True),
     )  # fmt: skip
+    IS_CALLED = False
     HANDOUT = (
         "In the hospital's Kaapana open Instance overview, Add remote instance, and paste this definition. It holds "
         "the token that only this site may use. Then allow the DAGs and datasets, and switch on “Automatically sync "

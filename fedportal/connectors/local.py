@@ -71,6 +71,7 @@ class LocalConnector(Configured):
             unit="threads",
         ),
     )
+    IS_CALLED = False
     NEEDS_SITE_KEY = False  # its runs get their keys over a private socket
 
     def __init__(

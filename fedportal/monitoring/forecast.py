@@ -17,12 +17,15 @@ SILENT_SECONDS = 60.0
 @dataclass(frozen=True)
 class SiteNow:
     """A site in the current round. ``running``: seconds since its attempt was launched, ``None`` when it is not at
-    work; ``usual``: what it normally takes, ``None`` without history; ``silent``: seconds since its last sign of life."""
+    work; ``usual``: what it normally takes, ``None`` without history; ``silent``: seconds since its last sign of life;
+    ``unreached``: seconds since which it does not answer, ``None``: it does; ``next_try``: seconds until it is called."""
 
     name: str
     running: float | None = None
     usual: float | None = None
     silent: float | None = None
+    unreached: float | None = None
+    next_try: float = 0.0
 
     @property
     def is_late(self) -> bool:
@@ -80,6 +83,10 @@ def notes(sites: Iterable[SiteNow]) -> list[str]:
     """Return a sentence for each site that the others wait for or that has gone silent."""
     said = []
     for site in sites:
+        if site.unreached is not None:
+            again = f"in {in_words(site.next_try)}" if site.next_try >= 1 else "now"
+            said.append(f"{site.name} has not answered for {in_words(site.unreached)}; it is tried again {again}.")
+            continue
         if site.running is None:
             continue
         if site.silent is not None and site.silent > SILENT_SECONDS:

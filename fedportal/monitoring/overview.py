@@ -21,7 +21,7 @@ from fedportal.experiments.models import (
     SiteRun,
     best_of,
 )
-from fedportal.experiments.states import AT_SITE, ExperimentState, RoundState, SiteRunState
+from fedportal.experiments.states import AT_SITE, SITE_RUN_OVER, ExperimentState, RoundState, SiteRunState
 from fedportal.monitoring import forecast
 from fedportal.monitoring.figures import SiteStyle, styles
 from fedportal.monitoring.scores import Scored, with_scores
@@ -145,6 +145,7 @@ class Overview:
                 running=cell.seconds if cell.is_at_site else None,
                 usual=self.usual(cell.style.slug),
                 silent=_age(cell.attempt, now),
+                **_trouble(cell, now),
             )
             for cell in self.current.cells
         )
@@ -219,6 +220,17 @@ def _trained(row: RoundRow) -> bool:
 def _age(attempt: Attempt | None, now: datetime) -> float | None:
     heard = attempt and (attempt.heard_at or attempt.launched_at)
     return (now - heard).total_seconds() if heard else None
+
+
+def _trouble(cell: Cell, now: datetime) -> dict[str, float]:
+    """Return what is to be said of a site that does not answer, while somebody waits for it."""
+    if cell.run is None or cell.run.status in SITE_RUN_OVER:
+        return {}
+    site = cell.run.participation.site
+    if site.unreached_since is None:
+        return {}
+    next_try = (site.next_try_at - now).total_seconds() if site.next_try_at else 0.0
+    return {"unreached": (now - site.unreached_since).total_seconds(), "next_try": next_try}
 
 
 def site_styles(experiment: Experiment) -> list[SiteStyle]:

@@ -157,6 +157,12 @@ class Pace:
         beat.misses = 0
         self._set(beat)
 
+    def put_off(self, key: Hashable, seconds: float) -> None:
+        """Its site is not asked before that many seconds have passed: that is no answer, and no miss of its own."""
+        beat = self._beats.setdefault(key, _Beat())
+        beat.misses, beat.interval = 0, 0.0
+        beat.due = self._clock() + seconds
+
     def missed(self, key: Hashable) -> int:
         """It did not answer: double the pause. Returns how often in a row."""
         beat = self._beats.setdefault(key, _Beat())

@@ -7,7 +7,7 @@ They touch no rows, and each may be done again at any time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from fedportal.aggregation.admission import Admission
 from fedportal.aggregation.errors import AggregationFailed, AggregationRefused
 from fedportal.aggregation.process import AggregationProcess
 from fedportal.connectors.base import CheckReport, Connector, LogChunk, RunState, RunStatus
+from fedportal.connectors.breaker import Contact
 from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, SiteError
 from fedportal.connectors.objectstore import ObjectStore
 from fedportal.orchestrator.errands import Errands, Pace
@@ -62,7 +63,8 @@ class Trainer(Protocol):
 
 @dataclass
 class Tools:
-    """What steps work with. ``spool`` holds copies of objects and may be emptied at any time."""
+    """What steps work with. ``spool`` holds copies of objects and may be emptied at any time; ``contacts`` returns what is
+    new about reaching the sites."""
 
     store: ObjectStore
     aggregation: AggregationProcess
@@ -74,6 +76,7 @@ class Tools:
     url_lifetime: timedelta
     errands: Errands
     pace: Pace
+    contacts: Callable[[], Mapping[str, Contact]] = dict
 
 
 @dataclass(frozen=True)

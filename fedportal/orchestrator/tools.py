@@ -14,6 +14,7 @@ from django.conf import settings
 from fedportal.aggregation.process import AggregationProcess
 from fedportal.connectors import registry
 from fedportal.connectors.base import Connector
+from fedportal.connectors.breaker import Breaker, Contact, Guarded
 from fedportal.connectors.fields import SiteContext
 from fedportal.connectors.objectstore import ObjectStore
 from fedportal.connectors.trainer_process import TrainerProcess
@@ -31,12 +32,13 @@ PROBE_TIME = timedelta(minutes=10)
 
 
 class Connectors:
-    """One connector for each site as it is configured now, kept for its open connections."""
+    """One connector for each site as it is configured now, kept for its open connections and its breaker."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._lock = threading.Lock()
         self._built: dict[str, tuple[bytes, Connector]] = {}
+        self._breakers: dict[str, Breaker] = {}
 
     def __call__(self, site: SiteView) -> Connector:
         mark = canonical_json([site.connector, site.config, site.secrets])
@@ -44,8 +46,18 @@ class Connectors:
             known = self._built.get(site.slug)
             if known is None or known[0] != mark:
                 built = registry.build(site.connector, site.config, site.secrets, site=self._context(site))
-                known = self._built[site.slug] = (mark, built)
+                # what another address or password does is to be seen at once
+                breaker = self._breakers[site.slug] = Breaker()
+                is_called = registry.KINDS[site.connector].IS_CALLED
+                known = self._built[site.slug] = (mark, Guarded(built, breaker) if is_called else built)
             return known[1]
+
+    def contacts(self) -> dict[str, Contact]:
+        """Return, by site, what has changed since the last time about being reached."""
+        with self._lock:
+            breakers = list(self._breakers.items())
+        news = [(slug, breaker.news()) for slug, breaker in breakers]
+        return {slug: contact for slug, contact in news if contact is not None}
 
     def _context(self, site: SiteView) -> SiteContext:
         return replace(
@@ -72,12 +84,13 @@ def from_settings() -> Tools:
         return result.exit_code, result.log or result.output
 
     store = ObjectStore(**settings.OBJECT_STORE)
+    connectors = Connectors(store)
     return Tools(
         store=store,
         aggregation=AggregationProcess(
             memory_limit_bytes=settings.FEDPORTAL_AGGREGATION_MEMORY, timeout=AGGREGATION_TIMEOUT
         ),
-        connector=Connectors(store),
+        connector=connectors,
         trainer=run_trainer,
         spool=Path(settings.FEDPORTAL_SPOOL),
         secret=settings.FEDPORTAL_ATTEMPT_SECRET,
@@ -85,4 +98,5 @@ def from_settings() -> Tools:
         url_lifetime=timedelta(hours=settings.FEDPORTAL_URL_HOURS),
         errands=Errands(),
         pace=Pace(),
+        contacts=connectors.contacts,
     )

@@ -157,7 +157,8 @@ class SiteSerializer(serializers.ModelSerializer):
         model = Site
         fields = [
             "slug", "name", "city", "contact", "connector", "config", "stored_secrets", "health", "stewards",
-            "registered_at", "retired_at", "last_contact_at", "check_due_at", "check_is_pending", "checking_since",
+            "registered_at", "retired_at", "last_contact_at", "unreached_since", "unreached_because", "next_try_at",
+            "check_due_at", "check_is_pending", "checking_since",
         ]  # fmt: skip
 
     def get_stored_secrets(self, site: Site) -> list[str]:

@@ -103,6 +103,11 @@ class Site(models.Model):
         help_text="Made by the portal to train on the data of several sites of this machine; no hospital.",
     )
     last_contact_at = models.DateTimeField(null=True, blank=True, editable=False)
+    unreached_since = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="Since when the orchestrator's calls are not answered."
+    )
+    unreached_because = models.CharField(max_length=300, blank=True, editable=False)
+    next_try_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="When it is called again.")
     check_due_at = models.DateTimeField(
         null=True, blank=True, default=timezone.now, editable=False, help_text="When the orchestrator checks it next."
     )
@@ -152,6 +157,11 @@ class Site(models.Model):
         steps = self.check_progress if self.is_being_checked else []
         taken = sum(step["ok"] is not None for step in steps)
         return [{**step, "is_next": number == taken} for number, step in enumerate(steps)]
+
+    @property
+    def next_try_in(self) -> float:
+        """Seconds until the orchestrator calls a site again that is not reached; 0: it does now."""
+        return max(0.0, (self.next_try_at - timezone.now()).total_seconds()) if self.next_try_at else 0.0
 
     @property
     def is_busy(self) -> bool:

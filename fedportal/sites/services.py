@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import timedelta
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.admin.models import CHANGE, LogEntry
-from django.db import connection, transaction
+from django.db import connection, models, transaction
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from fedportal.accounts.models import User
@@ -25,6 +26,15 @@ CHECK_EVERY = timedelta(minutes=15)
 CHECK_AGAIN = timedelta(minutes=2)
 """A site with a problem is looked at sooner: somebody may be mending it."""
 KEEP_CHECKS = 200
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A site does not answer: since when, why, and when it is called again."""
+
+    since: datetime
+    reason: str
+    next_try_at: datetime
 
 
 class SiteRetired(DomainError):
@@ -264,6 +274,21 @@ def set_copies(dataset: Dataset, copies: Sequence[Dataset], *, by: User) -> None
     dataset.copy_of.set(copies)
     names = ", ".join(map(str, copies)) or "no other dataset"
     record_act(dataset.site, by=by, text=f"Said that {dataset.name} holds every case of {names}")
+
+
+def record_contact(slug: str, *, reached_at: datetime | None, trouble: Trouble | None) -> None:
+    """Store when a site last answered the orchestrator, and whether it does now."""
+    row = Site.objects.filter(slug=slug)
+    if reached_at is not None:
+        row.filter(models.Q(last_contact_at=None) | models.Q(last_contact_at__lt=reached_at)).update(
+            last_contact_at=reached_at
+        )
+    if trouble is None:
+        row.update(unreached_since=None, unreached_because="", next_try_at=None)
+    else:
+        # an orchestrator that was restarted does not know since when
+        since = Coalesce("unreached_since", models.Value(trouble.since))
+        row.update(unreached_since=since, unreached_because=trouble.reason[:300], next_try_at=trouble.next_try_at)
 
 
 def retire(site: Site) -> None:

@@ -51,6 +51,13 @@ def test_a_silent_site_is_named_with_its_last_sign_of_life():
     assert notes([SiteNow("Mainz", running=300, usual=12, silent=240)]) == ["Last heard from Mainz 4 min ago."]
 
 
+def test_a_site_that_does_not_answer_is_named_even_before_its_run_has_begun():
+    (said,) = notes([SiteNow("Mainz", unreached=240, next_try=39.6)])
+    assert said == "Mainz has not answered for 4 min; it is tried again in 40 s."
+    (said,) = notes([SiteNow("Mainz", running=300, silent=240, unreached=240)])
+    assert said == "Mainz has not answered for 4 min; it is tried again now."
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [

@@ -14,6 +14,7 @@ from fedportal.experiments.models import Attempt, Experiment, SiteRun
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
 from fedportal.monitoring import rows
 from fedportal.monitoring.overview import overview
+from fedportal.sites.models import Site
 from tests import factories
 from tests.monitoring import scenes
 
@@ -338,3 +339,13 @@ def test_the_round_states_are_all_shown_in_words(client, running, ada):
         running.rounds.filter(number=4).update(state=state)
         assert state.label in page(client, ada, "rounds", running.key, before=5).content.decode()
     assert Experiment.objects.count() == 1
+
+
+def test_a_site_that_does_not_answer_is_named_as_long_as_it_is_waited_for(client, ada, running):
+    since, next_try = timezone.now() - timedelta(minutes=9), timezone.now() + timedelta(seconds=40.5)
+    Site.objects.filter(slug="mainz").update(unreached_since=since, next_try_at=next_try)
+    name = Site.objects.get(slug="mainz").name
+    text = page(client, ada, "experiment", running.key).content.decode()
+    assert f"{name} has not answered for 9 min; it is tried again in 40 s." in text
+    SiteRun.objects.filter(participation__site__slug="mainz").update(state=SiteRunState.ADMITTED)
+    assert "has not answered" not in page(client, ada, "experiment", running.key).content.decode()

@@ -398,3 +398,16 @@ def test_the_steps_of_a_check_under_way_are_shown_as_they_come(client, site):
     for words in ("resolved", "Under way", "To come"):
         assert words in shown
     assert "1 dataset found" not in shown, "the last check's steps would be mistaken for the new ones"
+
+
+def test_a_site_that_is_not_reached_says_since_when_and_when_it_is_tried_again(client):
+    site = make_site("mainz")
+    since, next_try = timezone.now() - timedelta(minutes=9), timezone.now() + timedelta(seconds=40.5)
+    Site.objects.update(unreached_since=since, next_try_at=next_try, unreached_because="It is dead.")
+    client.force_login(ada())
+    text = client.get(site_page := f"/sites/{site.slug}/").content.decode()
+    assert "Not reached since" in text
+    assert since.strftime("%H:%M") in text
+    assert "next try in 40 s. It is dead." in text
+    Site.objects.update(unreached_since=None, next_try_at=None)
+    assert "Not reached" not in client.get(site_page).content.decode()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 
-from fedportal.connectors.errors import SiteRefused, SiteUnreachable
+from fedportal.connectors.errors import SiteRefused, SiteResting, SiteUnreachable
 from fedportal.experiments.states import SiteRunState
 from fedportal.orchestrator import sitework
 from fedportal.orchestrator.outcomes import AttemptChange, Changes, NewAttempt, SiteRunChange
@@ -16,6 +16,8 @@ from fedportal.orchestrator.words import sentence
 PATIENCE = 0.5
 """Seconds that a step waits for its quick errands; what comes later is taken by a later step."""
 MISBEHAVED_TOO_OFTEN = 5
+SILENT_AFTER = 3
+"""Unanswered questions in a row before people are told."""
 
 POLL = {"local": (0.5, 1.0), "kaapana-pull": (1.0, 2.0)}  # the latter reads the portal's own rows
 POLL_REMOTE = (2.0, 15.0)
@@ -97,7 +99,7 @@ def _take_launched(s: Snapshot, run: SiteRunView, tools: Tools, changes: Changes
         if run.reason:
             changes.say("reached", f"{site.name} has been reached and started.", site=site.slug)
         return False
-    misses = tools.pace.missed(key)
+    misses = not_reached(error, key, tools)
     if isinstance(error, SiteUnreachable) or (not isinstance(error, SiteRefused) and misses < MISBEHAVED_TOO_OFTEN):
         trouble(run, f"It cannot be started yet: {error}", changes)
         return False
@@ -107,6 +109,14 @@ def _take_launched(s: Snapshot, run: SiteRunView, tools: Tools, changes: Changes
     changes.attempts.append(AttemptChange(run.attempt.id, {"ended_at": s.now, "state": "failed", "message": reason}))
     changes.say("site_failed", f"{site.name} could not be started: {reason}", level="bad", site=site.slug)
     return True
+
+
+def not_reached(error: Exception, key: Hashable, tools: Tools) -> int:
+    """Say when to try again what failed; return how often it has failed in a row, or the site has."""
+    if isinstance(error, SiteResting):
+        tools.pace.put_off(key, error.seconds)
+        return SILENT_AFTER
+    return tools.pace.missed(key)
 
 
 def trouble(run: SiteRunView, reason: str, changes: Changes) -> None:

@@ -27,7 +27,14 @@ from fedportal.orchestrator.outcomes import (
 )
 from fedportal.orchestrator.sitework import Answer, Delivery, Tools
 from fedportal.orchestrator.snapshot import AttemptView, SiteRunView, Snapshot
-from fedportal.orchestrator.steps.starting import launch_what_is_due, logs_pace, poll_pace, trouble
+from fedportal.orchestrator.steps.starting import (
+    SILENT_AFTER,
+    launch_what_is_due,
+    logs_pace,
+    not_reached,
+    poll_pace,
+    trouble,
+)
 from fedportal.orchestrator.words import duration, sentence, sites
 from trainer.contract import EXPLANATIONS, PERMANENT, Exit
 
@@ -39,8 +46,6 @@ LOOK_PATIENCE = 0.03
 """Seconds in which an empty look comes back; a delivery takes longer, and the next look takes it."""
 LONGEST_WAIT = timedelta(seconds=30)
 SOON = timedelta(seconds=0.1)
-SILENT_AFTER = 3
-"""Unanswered questions in a row before people are told."""
 SIGN_OF_LIFE = timedelta(seconds=10)
 WAITS_LONG = timedelta(seconds=20)
 """A run that has not begun after this time is said to wait, and for what."""
@@ -177,7 +182,7 @@ class _Watch:
             if not isinstance(errand.error, SiteError):
                 # A bug in one site's connector must not end the experiment of the others.
                 logger.error("asking about %s failed", attempt.run, exc_info=errand.error)
-            if self.tools.pace.missed(key) >= SILENT_AFTER:
+            if not_reached(errand.error, key, self.tools) >= SILENT_AFTER:
                 trouble(run, str(errand.error), self.changes)
         else:
             self._answered(run, attempt, errand.value)
@@ -385,7 +390,7 @@ def cancel_strays(s: Snapshot, tools: Tools, changes: Changes, *, patience: floa
             tools.pace.forget(key)
             changes.attempts.append(AttemptChange(stray.id, {"ended_at": s.now, "state": RunState.CANCELLED.value}))
             continue
-        if errand is not None:
-            tools.pace.missed(key)
+        if errand is not None and errand.error is not None:
+            not_reached(errand.error, key, tools)
         left.append(stray)
     return left
