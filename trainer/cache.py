@@ -22,13 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.cases import Case
-from trainer.contract import Exit, canonical_json
+from trainer.contract import Exit, canonical_json, case_pseudonym
 from trainer.failures import is_disk_full
 from trainer.images import Recipe, read_case
 from trainer.job import Fault, Report
 from trainer.weights import replacing
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same source and settings give other files than before."""
 UNUSED_SECONDS = 30 * 24 * 3600
 ABANDONED_SECONDS = 24 * 3600
@@ -68,6 +68,10 @@ class PreparedCase:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.handle.get_slice("label").get_shape())
+
+    def pseudonym(self, key: str) -> str:
+        """Return the only name by which the case may leave its site. It depends on ``key`` and the image's voxels."""
+        return case_pseudonym(key, self.handle.get_tensor("content").numpy().tobytes())
 
 
 def prepare(
@@ -141,13 +145,14 @@ def _open(path: Path) -> Any:
 
 
 def _tensors(case: Case, recipe: Recipe) -> dict[str, Tensor]:
-    image, label, spacing = read_case(case, recipe)
+    image, label, spacing, content = read_case(case, recipe)
     return {
         # z-scores need no more than 11 bits; half the disk, half the reading
         "image": image.to(torch.float16).contiguous(),
         "label": label.contiguous(),
         "foreground": _foreground(label),
         "spacing": torch.tensor(spacing, dtype=torch.float64),
+        "content": torch.frombuffer(bytearray(content), dtype=torch.uint8),
     }
 
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trainer.contract import Exit, Task, regions_for
-from trainer.job import Fault
+from trainer.job import Fault, Member, Site
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a folder offers. ``channels`` and ``labels`` are as ``dataset.json`` has them."""
+    """What a folder offers. ``channels`` and ``labels`` are as ``dataset.json`` has them. ``home``: what messages call
+    the place where it lies."""
 
     name: str
     title: str
@@ -39,6 +40,7 @@ class Dataset:
     labels: Mapping[int, str]
     training: tuple[Case, ...]
     validation: tuple[Case, ...]
+    home: str = "Site"
 
 
 def case_name(image: Path) -> str:
@@ -71,6 +73,28 @@ def read_dataset(data_root: Path, name: str) -> Dataset:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Fault(Exit.NO_DATASET, f"{name}/dataset.json does not follow the Decathlon layout: {error}.") from error
+
+
+def read_datasets(site: Site, name: str) -> tuple[Dataset, ...]:
+    """Return what a job's dataset is made of: the folder of that name, or the members of the site's pool.
+
+    A member is read as at its own hospital, with the same cases held out; its cases are named ``<site>/<case>``. Raises
+    :class:`Fault` as :func:`read_dataset` for any of them.
+    """
+    return tuple(map(read_member, site.pool)) or (read_dataset(site.data_root, name),)
+
+
+def read_member(member: Member) -> Dataset:
+    """Read a dataset of a pool. Raises :class:`Fault` NO_DATASET that names its hospital."""
+    try:
+        dataset = read_dataset(member.data_root, member.dataset)
+    except Fault as fault:
+        raise Fault(fault.exit, f"{member.site}: {fault.detail}") from fault
+    training, validation = (
+        tuple(replace(case, name=f"{member.site}/{case.name}") for case in cases)
+        for cases in (dataset.training, dataset.validation)
+    )
+    return replace(dataset, training=training, validation=validation, home=member.site)
 
 
 def read_unlabelled(data_root: Path, name: str) -> tuple[Path, ...]:
@@ -122,14 +146,14 @@ def check_task(dataset: Dataset, task: Task) -> tuple[int, ...]:
     if {number: _folded(name) for number, name in dataset.labels.items()} != {
         number: _folded(name) for number, name in task.labels.items()
     }:
-        raise Fault(Exit.LABELS_DIFFER, f"Site: {_list(dataset.labels)}. Task: {_list(task.labels)}.")
+        raise Fault(Exit.LABELS_DIFFER, f"{dataset.home}: {_list(dataset.labels)}. Task: {_list(task.labels)}.")
     site, wanted = [_folded(c) for c in dataset.channels], [_folded(c) for c in task.channels]
     if site == wanted:
         return tuple(range(len(wanted)))
     if sorted(site) != sorted(wanted) or len(set(site)) != len(site):
         raise Fault(
             Exit.WRONG_CHANNELS,
-            f"Site: {', '.join(dataset.channels)}. Task: {', '.join(task.channels)}.",
+            f"{dataset.home}: {', '.join(dataset.channels)}. Task: {', '.join(task.channels)}.",
         )
     return tuple(site.index(channel) for channel in wanted)
 

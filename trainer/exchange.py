@@ -35,7 +35,7 @@ from trainer.contract import (
     verified,
 )
 from trainer.failures import is_disk_full, is_out_of_memory
-from trainer.job import Fault, Outcome, Report, Site
+from trainer.job import Fault, Member, Outcome, Report, Site
 from trainer.relay import Relay
 from trainer.reporting import Log, Reporter
 from trainer.transfer import Courier
@@ -83,10 +83,15 @@ def job_from_json(document: Any) -> Job:
                 data_root=Path(document["data_root"]),
                 work_dir=Path(document["work_dir"]),
                 threads=int(document.get("threads") or 0),
+                pool=tuple(_member(member) for member in document.get("pool") or ()),
             ),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Fault(Exit.BAD_JOB, f"The launcher's job is not valid: {error}.") from error
+
+
+def _member(document: Any) -> Member:
+    return Member(str(document["site"]), Path(document["data_root"]), str(document["dataset"]))
 
 
 def _site_key() -> bytes:
@@ -99,7 +104,9 @@ def _site_key() -> bytes:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the work gets: the verified spec, the fetched files, the site, the run's folder, whom to tell."""
+    """What the work gets: the verified spec, the fetched files, the site, the run's folder, whom to tell.
+
+    ``subjects``: the models of each subject of an evaluation, by the subject's name."""
 
     spec: JobSpec
     site: Site
@@ -107,6 +114,7 @@ class Inputs:
     model: Path
     optimizer: Path | None
     report: Report
+    subjects: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
 
 Work = Callable[[Inputs], Outcome]
@@ -119,7 +127,7 @@ def train_or_evaluate(inputs: Inputs) -> Outcome:
     if spec.kind is Kind.EVALUATE:
         from trainer.evaluate import evaluate
 
-        return evaluate(spec, site=inputs.site, run_dir=inputs.folder, model=inputs.model, report=inputs.report)
+        return evaluate(spec, site=inputs.site, model=inputs.model, subjects=inputs.subjects, report=inputs.report)
     from trainer.train import train
 
     return train(
@@ -223,9 +231,10 @@ def _pull_work_push(spec: JobSpec, job: Job, ledger: _Ledger, courier: Courier, 
     if spec.optimizer_in is not None:
         optimizer = folder / "optimizer-in.safetensors"
         courier.fetch(spec.optimizer_in, optimizer, "the optimizer's state")
+    subjects = _fetch_subjects(spec, model, courier)
     ledger.seconds["pull"] = time.monotonic() - start
 
-    ledger.outcome = work(Inputs(spec, job.site, folder, model, optimizer, report))
+    ledger.outcome = work(Inputs(spec, job.site, folder, model, optimizer, report, subjects))
 
     start = time.monotonic()
     if spec.update is not None and spec.kind is Kind.TRAIN:
@@ -235,6 +244,17 @@ def _pull_work_push(spec: JobSpec, job: Job, ledger: _Ledger, courier: Courier, 
     if spec.optimizer_out is not None and ledger.outcome.optimizer is not None:
         ledger.optimizer = courier.put(spec.optimizer_out, ledger.outcome.optimizer, "the optimizer's state")
     ledger.seconds["push"] = time.monotonic() - start
+
+
+def _fetch_subjects(spec: JobSpec, model: Path, courier: Courier) -> dict[str, tuple[Path, ...]]:
+    """Fetch the models of the subjects into ``model``'s folder, each object once: many are part of an ensemble, too."""
+    here = {spec.model.sha256: model}
+    for source in (source for subject in spec.subjects for source in subject.models):
+        if source.sha256 not in here:
+            path = model.with_name(f"subject-{len(here)}.safetensors")
+            courier.fetch(source, path, "a model to compare with")
+            here[source.sha256] = path
+    return {subject.name: tuple(here[source.sha256] for source in subject.models) for subject in spec.subjects}
 
 
 def _push_log(spec: JobSpec, job: Job, courier: Courier) -> None:
@@ -263,6 +283,8 @@ def _manifest(spec: JobSpec, ledger: _Ledger, report: Reporter, code: Exit, mess
         metrics=report.for_manifest(),
         seconds={**{name: float(value) for name, value in outcome.seconds.items()}, **ledger.seconds},
         versions=versions(),
+        held_out=outcome.held_out,
+        cases=outcome.cases,
     )
 
 

@@ -7,6 +7,7 @@ deviation 1 over its voxels that are not zero. What is wrong with a file is told
 from __future__ import annotations
 
 import gzip
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,14 @@ def read_scan(path: Path, recipe: Recipe) -> Scan:
     return Scan(_normalised(image), header, image, steps)
 
 
-def read_case(case: Case, recipe: Recipe) -> tuple[Tensor, Tensor, tuple[float, ...]]:
-    """Return image float32 [channel, x, y, z], label uint8 [x, y, z] and the spacing in mm.
+def read_case(case: Case, recipe: Recipe) -> tuple[Tensor, Tensor, tuple[float, ...], bytes]:
+    """Return image float32 [channel, x, y, z], label uint8 [x, y, z], the spacing in mm, and :func:`content_of` the image.
 
     Raises :class:`Fault` MISSING_FILE, UNREADABLE_IMAGE, WRONG_CHANNELS, NOT_FINITE, WRONG_LABEL, SHAPE_MISMATCH.
     """
-    image = _image(case, recipe)
+    values, affine, _ = _read(case.image, case.name)
+    channels = _channels(values, case.image, case.name, recipe)
+    image = _oriented(channels, affine, case.image, case.name)
     label = _label(case, recipe)
     if image.shape[1:] != label.shape[1:]:
         sizes = f"{'×'.join(map(str, image.shape[1:]))} and segmentation {'×'.join(map(str, label.shape[1:]))} voxels"
@@ -94,16 +97,23 @@ def read_case(case: Case, recipe: Recipe) -> tuple[Tensor, Tensor, tuple[float, 
         image = Spacing(recipe.spacing, mode="bilinear")(image)
         label = Spacing(recipe.spacing, mode="nearest")(label)
     spacing = tuple(float(mm) for mm in image.pixdim)
-    return _normalised(image), label.as_tensor()[0].to(torch.uint8), spacing
+    return _normalised(image), label.as_tensor()[0].to(torch.uint8), spacing, content_of(channels)
+
+
+def content_of(channels: np.ndarray) -> bytes:
+    """Return the SHA-256 by which an image is known again, from its voxels [channel, x, y, z] before any resampling.
+
+    It is taken over the sorted values of each channel. So a copy has the same one whatever its name, its header, its
+    compression or data type, and however it is turned; one that was resampled, cropped or scaled has another.
+    """
+    digest = hashlib.sha256()
+    for channel in channels:
+        digest.update(np.sort(channel, axis=None) + np.float32(0))  # the sum makes one zero of -0 and +0
+    return digest.digest()
 
 
 def _normalised(image: MetaTensor) -> Tensor:
     return NormalizeIntensity(nonzero=True, channel_wise=True)(image.as_tensor())
-
-
-def _image(case: Case, recipe: Recipe) -> MetaTensor:
-    values, affine, _ = _read(case.image, case.name)
-    return _oriented(_channels(values, case.image, case.name, recipe), affine, case.image, case.name)
 
 
 def _channels(values: np.ndarray, path: Path, name: str, recipe: Recipe) -> np.ndarray:

@@ -7,26 +7,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.contract import EXPLANATIONS, Exit, MetricRecord
+from trainer.contract import EXPLANATIONS, CaseScore, Exit, MetricRecord
 
 
 class Fault(Exception):
     """A failure with a documented exit code. ``message`` is one plain sentence or two, fit for a radiologist."""
 
     def __init__(self, exit: Exit, detail: str = "") -> None:
-        self.exit = exit
+        self.exit, self.detail = exit, detail
         self.message = f"{EXPLANATIONS[exit]} {detail}".strip()
         super().__init__(self.message)
 
 
 @dataclass(frozen=True)
+class Member:
+    """A dataset that a pool has in it: folder ``dataset`` of ``data_root``. ``site``: short name of its hospital."""
+
+    site: str
+    data_root: Path
+    dataset: str
+
+
+@dataclass(frozen=True)
 class Site:
     """What the site's administrator decides: where data and working files lie, and how many CPU threads
-    a run may use (0 = all). Never part of a job, so that no portal can point the trainer elsewhere."""
+    a run may use (0 = all). Never part of a job, so that no portal can point the trainer elsewhere.
+
+    ``pool``: where a site stands for several, the datasets that are its only one together."""
 
     data_root: Path
     work_dir: Path
     threads: int = 0
+    pool: tuple[Member, ...] = ()
 
     @property
     def cache(self) -> Path:
@@ -51,7 +63,8 @@ class Report(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training or evaluating produced: files in the run's folder, counts, seconds per step."""
+    """What training or evaluating produced: files in the run's folder, counts, seconds per step; pseudonyms of the
+    held-out cases and what was measured of each of them."""
 
     train_cases: int = 0
     validation_cases: int = 0
@@ -59,3 +72,5 @@ class Outcome:
     update: Path | None = None
     optimizer: Path | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
+    held_out: tuple[str, ...] = ()
+    cases: tuple[CaseScore, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
@@ -14,6 +14,21 @@ from trainer.contract import MetricRecord, Phase, Task
 
 THRESHOLD = 0.5
 """Probability from which a voxel belongs to a region."""
+
+
+Measured = Mapping[str, Sequence[float]]
+"""What was measured of one case: *dice* and, where asked for, *hd95*, with a value per region (NaN where undefined)."""
+
+
+def measure(probabilities: Tensor, truth: Tensor, *, spacing: Sequence[float] | None) -> Measured:
+    """Measure probabilities float32 [region, x, y, z] of one case against booleans of the same shape.
+
+    ``spacing``: mm per voxel along each axis; ``None``: the Hausdorff distance is not asked for."""
+    predicted = probabilities >= THRESHOLD
+    found = {"dice": dice(predicted, truth)}
+    if spacing is not None:
+        found["hd95"] = hd95(predicted, truth, spacing=spacing)
+    return found
 
 
 def dice(predicted: Tensor, truth: Tensor) -> list[float]:

@@ -25,10 +25,10 @@ from trainer import layers, networks, weights
 from trainer.bundle import read_recipe
 from trainer.cases import case_name, check_task, read_dataset, read_unlabelled
 from trainer.contract import EXPLANATIONS, Exit, Task, TrainingPlan, canonical_json
-from trainer.evaluate import predict
 from trainer.failures import machine_faults
 from trainer.headers import UNREADABLE
 from trainer.images import Recipe, read_scan
+from trainer.inference import predict
 from trainer.job import Fault
 from trainer.machine import Machine, settle
 

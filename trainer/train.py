@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from trainer import augmentation, layers, losses, networks, optimizers, weights
-from trainer.cache import PreparedCase, prepare
-from trainer.cases import check_task, read_dataset
+from trainer.cache import PreparedCase
 from trainer.contract import UPDATE_NAME, Exit, JobSpec, MetricRecord, Phase
 from trainer.data import ahead, batches, seed_for
-from trainer.evaluate import recipe_for, validate
+from trainer.evaluate import lap, validate
 from trainer.failures import machine_faults
+from trainer.gather import gather, named
 from trainer.job import Fault, Outcome, Report, Site
 from trainer.machine import Machine, settle
 
@@ -37,30 +37,32 @@ def train(spec: JobSpec, *, site: Site, run_dir: Path, model: Path, optimizer: P
         machine = settle(plan, allowed=site.threads, seed=seed_for(plan.seed, spec.round, spec.site), say=report.say)
 
         clock = time.monotonic()
-        training, held_out = _cases(spec, site=site, machine=machine, report=report)
+        training, held_out = gather(spec, site=site, threads=machine.threads, report=report)
+        if not any(len(case.foreground) for case in training):
+            raise Fault(Exit.EMPTY_MASK)
         network = networks.build(plan.task, plan.network)
         weights.load_model(model, network)
         layers.restore(network, spec, site=site, report=report)
         network.to(machine.device)
         stepper = optimizers.build(network, plan.optimizer)
         optimizers.restore(stepper, network, spec, site=site, sent=optimizer, report=report)
-        clock = _lap(seconds, "load", clock)
+        clock = lap(seconds, "load", clock)
 
         validate(network, held_out, spec, machine=machine, phase=Phase.INCOMING, report=report)
-        clock = _lap(seconds, "validate_incoming", clock)
+        clock = lap(seconds, "validate_incoming", clock)
 
         steps = fit(network, stepper, training, spec, machine=machine, report=report)
         update = run_dir / UPDATE_NAME
         weights.save_model(update, network, local=layers.local_names(network, plan), round=spec.round)
         layers.preserve(network, spec, site=site)
         kept = optimizers.preserve(stepper, network, spec, site=site, run_dir=run_dir)
-        clock = _lap(seconds, "train", clock)
+        clock = lap(seconds, "train", clock)
 
         if plan.validation.local:
             validate(
                 network, held_out, spec, machine=machine, phase=Phase.LOCAL, step=steps, progress=1.0, report=report
             )
-            _lap(seconds, "validate_local", clock)
+            lap(seconds, "validate_local", clock)
         return Outcome(
             train_cases=len(training),
             validation_cases=len(held_out),
@@ -68,6 +70,7 @@ def train(spec: JobSpec, *, site: Site, run_dir: Path, model: Path, optimizer: P
             update=update,
             optimizer=kept,
             seconds=seconds,
+            held_out=tuple(named(held_out, spec)),
         )
 
 
@@ -127,30 +130,5 @@ def fit(
     return step
 
 
-def _cases(
-    spec: JobSpec, *, site: Site, machine: Machine, report: Report
-) -> tuple[tuple[PreparedCase, ...], tuple[PreparedCase, ...]]:
-    """Return (training, held-out) cases. Raises :class:`Fault` NO_CASES or EMPTY_MASK beside what reading finds."""
-    dataset = read_dataset(site.data_root, spec.dataset)
-    recipe = recipe_for(spec, check_task(dataset, spec.plan.task))
-    if not dataset.training or not dataset.validation:
-        missing = "validate with" if dataset.training else "train on"
-        raise Fault(Exit.NO_CASES, f"There is no case to {missing}.")
-    cases = prepare(
-        dataset.training + dataset.validation, recipe, cache=site.cache, threads=machine.threads, report=report
-    )
-    training, held_out = cases[: len(dataset.training)], cases[len(dataset.training) :]
-    if not any(len(case.foreground) for case in training):
-        raise Fault(Exit.EMPTY_MASK)
-    return training, held_out
-
-
 def _record(name: str, value: float, step: int, progress: float, cases: int) -> MetricRecord:
     return MetricRecord(Phase.TRAIN, name, value, "", step, progress, cases, time.time())
-
-
-def _lap(seconds: dict[str, float], name: str, since: float) -> float:
-    """Note how long a part took; return when it ended."""
-    now = time.monotonic()
-    seconds[name] = now - since
-    return now

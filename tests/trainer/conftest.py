@@ -25,6 +25,7 @@ from trainer.contract import (
     Network,
     Put,
     Region,
+    Subject,
     Task,
     TrainingPlan,
     run_name,
@@ -148,8 +149,17 @@ def work(site: Site, tmp_path: Path, report: Recorder) -> Callable:
     from trainer.initial import init
     from trainer.train import train
 
-    def run(plan: TrainingPlan, *, model: Path | None = None, optimizer: Path | None = None, **changes):
-        spec = make_spec(plan, **changes)
+    def run(
+        plan: TrainingPlan,
+        *,
+        model: Path | None = None,
+        optimizer: Path | None = None,
+        subjects: Mapping[str, tuple[Path, ...]] | None = None,
+        **changes,
+    ):
+        subjects = subjects or {}
+        asked = tuple(Subject(name, tuple(Fetch("", "", 0) for _ in paths)) for name, paths in subjects.items())
+        spec = make_spec(plan, subjects=asked, **changes)
         run_dir = site.run_dir(spec.run)
         run_dir.mkdir(parents=True, exist_ok=True)
         if model is None:
@@ -157,7 +167,7 @@ def work(site: Site, tmp_path: Path, report: Recorder) -> Callable:
             if not model.exists():
                 init(plan, model)
         if spec.kind is Kind.EVALUATE:
-            return evaluate(spec, site=site, run_dir=run_dir, model=model, report=report), run_dir
+            return evaluate(spec, site=site, model=model, subjects=subjects, report=report), run_dir
         return train(spec, site=site, run_dir=run_dir, model=model, optimizer=optimizer, report=report), run_dir
 
     return run

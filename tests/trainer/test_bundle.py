@@ -17,8 +17,9 @@ from trainer import networks, weights
 from trainer.bundle import build
 from trainer.cases import Case
 from trainer.contract import Exit, plan_from_json
-from trainer.evaluate import predict, recipe_for
+from trainer.gather import recipe_for
 from trainer.images import read_case
+from trainer.inference import predict
 from trainer.initial import init
 from trainer.job import Fault
 from trainer.machine import settle
@@ -77,7 +78,7 @@ def test_the_bundle_segments_like_the_trainer_with_monai_alone(plan, tmp_path: P
     weights.load_model(tmp_path / "model.safetensors", network)
     network.eval()
     case = Case("CASE", tmp_path / "images" / "CASE.nii.gz", tmp_path / "label.nii.gz")
-    prepared, _, _ = read_case(case, recipe_for(make_spec(plan), (0, 1, 2, 3)))
+    prepared, *_ = read_case(case, recipe_for(make_spec(plan), (0, 1, 2, 3)))
     machine = settle(plan, allowed=1, seed=0, say=Recorder().say)
     with torch.inference_mode():
         ours = (predict(network, prepared, plan, machine=machine).sigmoid() >= 0.5).numpy()

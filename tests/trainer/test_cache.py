@@ -52,7 +52,7 @@ def test_other_settings_have_their_own_files(plan, work, site, report):
 
 def test_a_prepared_case_is_what_reading_gives(site):
     case = read_dataset(site.data_root, "Brain").training[0]
-    image, label, spacing = read_case(case, RECIPE)
+    image, label, spacing, _ = read_case(case, RECIPE)
     stored = prepared(site)[0]
     assert (stored.name, stored.shape, stored.spacing) == ("CASE_000", (16, 16, 16), spacing)
     assert torch.equal(stored.image, image.to(torch.float16))

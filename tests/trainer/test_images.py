@@ -29,7 +29,7 @@ def recipe(order=(0, 1, 2, 3), spacing=None) -> Recipe:
 
 
 def test_channels_come_first_and_each_is_normalised(case):
-    image, label, spacing = read_case(case, recipe())
+    image, label, spacing, _ = read_case(case, recipe())
     assert (image.shape, image.dtype) == ((4, 10, 12, 14), torch.float32)
     assert (label.shape, label.dtype) == ((10, 12, 14), torch.uint8)
     assert spacing == (2.0, 2.0, 2.0)
@@ -42,7 +42,7 @@ def test_zero_voxels_stay_zero_and_do_not_count(case):
     image, _ = volumes(1, shape=(10, 12, 14))
     image[:5] = 0
     save(case.image, image)
-    found, _, _ = read_case(case, recipe())
+    found, *_ = read_case(case, recipe())
     assert (found[:, :5] == 0).all()
     assert found[:, 5:].mean(dim=(1, 2, 3)).abs().max() < 1e-4
     assert (found[:, 5:].std(dim=(1, 2, 3)) - 1).abs().max() < 1e-2
@@ -52,13 +52,13 @@ def test_an_empty_channel_stays_empty(case):
     image, _ = volumes(1, shape=(10, 12, 14))
     image[..., 2] = 0
     save(case.image, image)
-    found, _, _ = read_case(case, recipe())
+    found, *_ = read_case(case, recipe())
     assert (found[2] == 0).all()
 
 
 def test_channels_are_put_into_the_order_of_the_task(case):
-    straight, _, _ = read_case(case, recipe())
-    turned, _, _ = read_case(case, recipe(order=(3, 0, 2, 1)))
+    straight, *_ = read_case(case, recipe())
+    turned, *_ = read_case(case, recipe(order=(3, 0, 2, 1)))
     assert torch.equal(turned, straight[[3, 0, 2, 1]])
 
 
@@ -75,7 +75,7 @@ def test_however_a_scanner_stores_its_axes_the_result_is_the_same(case):
 
 
 def test_image_and_label_are_resampled_onto_the_same_grid(case):
-    image, label, spacing = read_case(case, recipe(spacing=(1.0, 2.0, 4.0)))
+    image, label, spacing, _ = read_case(case, recipe(spacing=(1.0, 2.0, 4.0)))
     assert image.shape[1:] == label.shape
     assert spacing == pytest.approx((1.0, 2.0, 4.0))
     assert label.shape[1] == 12
@@ -96,7 +96,7 @@ def test_both_versions_and_byte_orders_are_read_with_scale_and_offset(tmp_path: 
     header.set_data_offset(len(header.binaryblock) + 4)
     (tmp_path / "image.nii").write_bytes(header.binaryblock + bytes(4) + stored.tobytes(order="F"))
     save(tmp_path / "label.nii", np.zeros((4, 4, 4), np.float64))
-    image, label, _ = read_case(Case("CASE", tmp_path / "image.nii", tmp_path / "label.nii"), recipe())
+    image, label, *_ = read_case(Case("CASE", tmp_path / "image.nii", tmp_path / "label.nii"), recipe())
     values = np.moveaxis(stored.astype(float) * 2 - 50, -1, 0)
     used = np.where(values == 0, np.nan, values)
     mean, deviation = (f(used, axis=(1, 2, 3), keepdims=True) for f in (np.nanmean, np.nanstd))
