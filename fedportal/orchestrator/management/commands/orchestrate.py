@@ -12,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from fedportal.orchestrator import health, tools
 from fedportal.orchestrator.beside import keep_looking
 from fedportal.orchestrator.bundles import BundleMaker
+from fedportal.orchestrator.contacts import book_contacts
 from fedportal.orchestrator.engine import Engine
 from fedportal.orchestrator.loop import Loop, Name
 from fedportal.orchestrator.sign_ins import sign_in_due
@@ -46,8 +47,8 @@ class Command(BaseCommand):
             while thread := bundles.look():
                 thread.join()
         else:
-            looks = partial(health.check_due, kit), partial(sign_in_due, kit), bundles.look
-            threading.Thread(target=keep_looking, args=(closing, *looks), name="beside", daemon=True).start()
+            looks = [partial(look, kit) for look in (health.check_due, sign_in_due, book_contacts)]
+            threading.Thread(target=keep_looking, args=(closing, *looks, bundles.look), name="beside", daemon=True).start()
         try:
             loop.run(once=options["once"])
         finally:
