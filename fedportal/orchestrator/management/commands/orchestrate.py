@@ -48,7 +48,9 @@ class Command(BaseCommand):
                 thread.join()
         else:
             looks = [partial(look, kit) for look in (health.check_due, sign_in_due, book_contacts)]
-            threading.Thread(target=keep_looking, args=(closing, *looks, bundles.look), name="beside", daemon=True).start()
+            threading.Thread(
+                target=keep_looking, args=(closing, *looks, bundles.look), name="beside", daemon=True
+            ).start()
         try:
             loop.run(once=options["once"])
         finally:
