@@ -17,7 +17,7 @@ from fedportal.connectors.airflow_check import AirflowCheck
 from fedportal.connectors.airflow_v1 import AirflowV1
 from fedportal.connectors.airflow_v2 import AirflowV2
 from fedportal.connectors.base import CheckReport, LogChunk, RunState, RunStatus
-from fedportal.connectors.errors import SiteMisbehaved, SiteRefused, SiteUnreachable
+from fedportal.connectors.errors import SiteMisbehaved, SiteNotReady, SiteRefused
 from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
 from fedportal.connectors.http import Http, why_refused
 from trainer.contract import CONTRACT_VERSION, EXPLANATIONS, Exit, LaunchTicket
@@ -234,7 +234,7 @@ class AirflowConnector(Configured):
         if self._clock() - since > QUEUED_LONG:
             self._require_ready(airflow, self._dag_of.get(run, DAGS[0]))
             if problem := airflow.health():
-                raise SiteUnreachable(f"The run waits: {problem}", remedy="Start Airflow's scheduler again.")
+                raise SiteNotReady(f"The run waits: {problem}", remedy="Start Airflow's scheduler again.")
         return RunStatus(RunState.WAITING, message="The site has queued it.")
 
     def _require_ready(self, airflow: Airflow, dag_id: str) -> None:
@@ -244,7 +244,7 @@ class AirflowConnector(Configured):
             raise self._missing(airflow, dag_id)
         if dag.is_paused:
             # not a refusal: a pause is meant to end, and what waits for it goes on then
-            raise SiteUnreachable(
+            raise SiteNotReady(
                 f"The DAG {dag_id} is paused at the site. Switch it on in the site's Airflow.",
                 remedy="Switch it on in the site's Airflow; what waits for it goes on then.",
             )

@@ -23,7 +23,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from fedportal.connectors.base import CheckReport, Connector, LogChunk, RunStatus
-from fedportal.connectors.errors import SiteError, SiteResting, SiteUnreachable
+from fedportal.connectors.errors import SiteError, SiteNotReady, SiteResting, SiteUnreachable
 from trainer.contract import LaunchTicket
 
 OPENS_AFTER = 3
@@ -171,6 +171,9 @@ class Guarded:
         was_try = self._breaker.enter()
         try:
             result = call()
+        except SiteNotReady:
+            self._breaker.reached()
+            raise
         except SiteUnreachable as error:
             seconds = self._breaker.missed(error.message, was_try=was_try)
             if seconds is None:

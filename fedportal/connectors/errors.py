@@ -16,6 +16,10 @@ class SiteUnreachable(SiteError):
     """No answer, or a passing fault: try again later."""
 
 
+class SiteNotReady(SiteUnreachable):
+    """The site answers, and cannot work yet: somebody has paused it, or a part of it is down."""
+
+
 class SiteResting(SiteUnreachable):
     """The site has not answered for a while, and nobody asks it before ``seconds`` are over."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedportal.connectors.base import CheckReport, CheckStep, LogChunk, RunState, RunStatus
 from fedportal.connectors.breaker import FIRST, JITTER, LONGEST, OPENS_AFTER, SOON, TRY_LIMIT, Breaker, Guarded, State
-from fedportal.connectors.errors import SiteRefused, SiteResting, SiteUnreachable
+from fedportal.connectors.errors import SiteNotReady, SiteRefused, SiteResting, SiteUnreachable
 from trainer.contract import LaunchTicket
 
 
@@ -250,10 +250,11 @@ def test_a_dead_site_is_not_called_and_the_error_says_when_it_will_be(
     assert guarded.logs("run") == LogChunk("", 0)
 
 
-def test_a_site_that_says_no_is_reached(site: Site, guarded: Guarded, breaker: Breaker) -> None:
-    site.error = SiteRefused("No.")
+@pytest.mark.parametrize("error", [SiteRefused("No."), SiteNotReady("Its DAG is paused.")])
+def test_a_site_that_says_no_is_reached(site: Site, guarded: Guarded, breaker: Breaker, error: Exception) -> None:
+    site.error = error
     for _ in range(5):
-        with pytest.raises(SiteRefused):
+        with pytest.raises(type(error)):
             guarded.poll("run")
     assert breaker.state is State.CLOSED
 
