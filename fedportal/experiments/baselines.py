@@ -15,8 +15,9 @@ from django.db import transaction
 from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import plan_fields
 from fedportal.experiments import journal, lifecycle
+from fedportal.experiments.families import rounds_beside
 from fedportal.experiments.models import Baseline, Event, Experiment, Kind, Participation, Round, RoundKind, SiteRun
-from fedportal.experiments.plan import merged
+from fedportal.experiments.plan import EDITABLE, merged
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
 from fedportal.sites.models import Dataset
 from fedportal.sites.pools import pooled_dataset, why_no_pool
@@ -128,6 +129,37 @@ def _parts(experiment: Experiment) -> list[Participation]:
 # --- making them ------------------------------------------------------------------------------------
 
 
+def begin_family(experiment: Experiment, *, by: User) -> None:
+    """Create and start what a draft wants beside itself: repeats with the next seeds, and baselines of each.
+
+    Inside the transaction that starts the draft. Raises :class:`BaselineRefused`.
+    """
+    runs = [experiment]
+    for number in range(1, experiment.repeats):
+        runs.append(_repeat(experiment, number, by))
+    for run in runs:
+        if run.baselines or run.compare_every:
+            _add_beside(run, {Baseline(kind) for kind in run.baselines}, by)
+
+
+def _repeat(first: Experiment, number: int, by: User) -> Experiment:
+    seed = first.plan.get("seed", 0) + number
+    run = Experiment.objects.create(
+        owner=first.owner,
+        title=titled(first.title, f"seed {seed}"),
+        head=first,
+        turn=number * len(TURNS),
+        plan=first.plan | {"seed": seed},
+        rounds_planned=first.rounds_planned,
+        **{name: getattr(first, name) for name in EDITABLE - {"title", "repeats"}},
+    )
+    for part in _parts(first):
+        Participation.objects.create(experiment=run, site=part.site, dataset=part.dataset)
+    text = f"{by} started the experiment with seed {seed}: repeat {number + 1} of {first.repeats}."
+    begin(run, by=by, text=text)
+    return run
+
+
 @transaction.atomic
 def add(*, experiment: Experiment, kinds: Iterable[str], by: User) -> list[Experiment]:
     """Create and start baselines beside a run that has started, with the evaluation of all models; return the new ones.
@@ -140,10 +172,10 @@ def add(*, experiment: Experiment, kinds: Iterable[str], by: User) -> list[Exper
     if head.is_draft:
         raise BaselineRefused("Choose the baselines of a draft in its form: they start with it.")
     wanted = {Baseline(kind) for kind in kinds}
-    if Baseline.ENSEMBLE in wanted:
-        wanted.add(Baseline.LOCAL_ONLY)
     runs = head.family.filter(kind=Kind.FEDERATED) if experiment.is_head else [experiment]
-    return [new for run in runs for new in _add_beside(run, wanted, by)]
+    made = [new for run in runs for new in _add_beside(run, wanted, by)]
+    experiment.refresh_from_db(fields=["baselines"])
+    return made
 
 
 def _add_beside(main: Experiment, wanted: set[Baseline], by: User) -> list[Experiment]:
@@ -153,6 +185,8 @@ def _add_beside(main: Experiment, wanted: set[Baseline], by: User) -> list[Exper
         refused = [why]
     if refused:
         raise BaselineRefused(" ".join(refused))
+    if Baseline.ENSEMBLE in wanted:
+        wanted = wanted | {Baseline.LOCAL_ONLY}
     made = [new for kind in Baseline if kind in wanted for new in _companions(main, kind, by)]
     if made or not wanted:
         made += _evaluation(main, by, follows=bool(made))
@@ -205,13 +239,6 @@ def _evaluation(main: Experiment, by: User, *, follows: bool) -> list[Experiment
     return [_companion(main, Kind.CROSS_SITE, datasets, "cross-site evaluation", by)]
 
 
-def rounds_of(main: Experiment, kind: str, sites: int) -> int:
-    """Return the rounds of a baseline: a round of the cyclic one is one site's, so it has as many for each site."""
-    if kind == Kind.CROSS_SITE:
-        return 1
-    return main.rounds_planned * (sites if kind == Kind.CYCLIC else 1)
-
-
 def _plan_of(main: Experiment, kind: Kind, sites: int) -> dict[str, Any]:
     plan = main.plan | plan_fields(STRATEGY, {})
     if kind == Kind.CROSS_SITE:
@@ -237,7 +264,7 @@ def _companion(
         beside=main,
         turn=main.turn + TURNS[kind],
         plan=_plan_of(main, kind, len(datasets)),
-        rounds_planned=rounds_of(main, kind, len(datasets)),
+        rounds_planned=rounds_beside(main, kind, len(datasets)),
         strategy=STRATEGY,
         weighting=main.weighting,
         min_sites=1,
@@ -267,8 +294,3 @@ def begin(experiment: Experiment, *, by: User, text: str) -> None:
     Round.objects.create(experiment=experiment, number=1, kind=kind, state=RoundState.PENDING)
     journal.record(experiment, "started", text, level=Event.Level.GOOD, by=by.username)
     experiment.wake()
-
-
-def gather_subjects(experiment: Experiment) -> None:
-    """Choose the models that an evaluation measures, when it opens."""
-    raise NotImplementedError

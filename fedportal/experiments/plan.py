@@ -25,6 +25,29 @@ from trainer.contract import (
     regions_for,
 )
 
+EDITABLE = frozenset(
+    {
+        "title",
+        "question",
+        "strategy",
+        "strategy_options",
+        "weighting",
+        "min_sites",
+        "deadline_minutes",
+        "stragglers",
+        "grace_minutes",
+        "max_attempts",
+        "max_relative_norm",
+        "best_by",
+        "patience",
+        "initial_model",
+        "baselines",
+        "repeats",
+        "compare_every",
+    }
+)
+"""Fields of a draft that people set; ``rounds_planned`` follows the plan."""
+
 NO_TASK = Task(name="", channels=(), labels={}, regions=())
 MAX_REGION_NAME = 40
 """A metric record's region is no longer."""

@@ -9,6 +9,7 @@ from typing import Any
 from django.db.models import Prefetch
 
 from fedportal.aggregation.strategies import plan_fields, refusal
+from fedportal.experiments import baselines
 from fedportal.experiments.models import MEAN, Experiment, GlobalModel, Participation
 from fedportal.experiments.plan import problems_of, task_signature
 from fedportal.experiments.recipe import BY_NAME
@@ -47,6 +48,7 @@ def checklist(experiment: Experiment) -> list[Check]:
         Check("There is something to segment", "recipe", tuple(_sentences(task) if parts else ())),
         Check("The recipe can run", "recipe", (*_sentences(recipe), *_initial_model(experiment))),
         Check("Rounds and aggregation fit the sites", "rounds", tuple(_aggregation(experiment, parts))),
+        Check("What it is compared with can be trained", "rounds", tuple(_baselines(experiment))),
     ]
 
 
@@ -123,6 +125,13 @@ def _aggregation(experiment: Experiment, parts: list[Participation]) -> Iterator
         needed = plan_fields(experiment.strategy, experiment.strategy_options)
         if any(experiment.plan.get(name, at_rest) != needed[name] for name, at_rest in plan_fields("", {}).items()):
             yield "The recipe does not tell the sites what the strategy needs of them. Save the rounds again."
+
+
+def _baselines(experiment: Experiment) -> Iterator[str]:
+    if not experiment.baselines:
+        return
+    trouble = baselines.problems(experiment)
+    yield from dict.fromkeys(trouble[kind] for kind in experiment.baselines if kind in trouble)
 
 
 def best_by_problem(region: str, plan: Mapping[str, Any]) -> str:

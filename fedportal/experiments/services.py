@@ -17,33 +17,13 @@ from django.utils import timezone
 
 from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import plan_fields
-from fedportal.experiments import journal, lifecycle
+from fedportal.experiments import baselines, journal, lifecycle
 from fedportal.experiments.models import Event, Experiment, Participation, Round, SiteRun
-from fedportal.experiments.plan import PRESETS, merged, preset_plan, with_task_of
+from fedportal.experiments.plan import EDITABLE, PRESETS, merged, preset_plan, with_task_of
 from fedportal.experiments.readiness import Check, checklist, dataset_problem, site_problem
 from fedportal.experiments.states import LIVE_ROUND, ExperimentState, RoundState, SiteRunState
 from fedportal.sites.models import Dataset, Site
 from fedportal.ui.errors import DomainError
-
-EDITABLE = frozenset(
-    {
-        "title",
-        "question",
-        "strategy",
-        "strategy_options",
-        "weighting",
-        "min_sites",
-        "deadline_minutes",
-        "stragglers",
-        "grace_minutes",
-        "max_attempts",
-        "max_relative_norm",
-        "best_by",
-        "patience",
-        "initial_model",
-    }
-)
-"""Fields of a draft that people set; ``rounds_planned`` follows the plan."""
 
 DEFAULT_STRATEGY = str(Experiment._meta.get_field("strategy").default)
 
@@ -83,11 +63,12 @@ class CannotRetry(DomainError):
 def _locked(experiment: Experiment) -> Iterator[None]:
     """Open the act's transaction and reread the experiment under its row lock.
 
-    SQLite has no row locks; there the transaction itself is exclusive from its first statement.
+    The key stays free for others' foreign keys: a baseline's end is written into the journal of the run beside it. SQLite
+    has no row locks; there the transaction itself is exclusive from its first statement.
     """
     with transaction.atomic():
         try:
-            experiment.refresh_from_db(from_queryset=Experiment.objects.select_for_update())
+            experiment.refresh_from_db(from_queryset=Experiment.objects.select_for_update(no_key=True))
         except Experiment.DoesNotExist as error:
             raise Deleted from error
         yield
@@ -141,7 +122,7 @@ def update_draft(
     plan: Mapping[str, Any] | None = None,
     participants: Iterable[Dataset] | None = None,
 ) -> None:
-    """Change a DRAFT: ``fields`` of :data:`EDITABLE`, ``plan`` laid over the plan, ``participants`` in place of the old.
+    """Change a DRAFT: ``fields`` of :data:`fedportal.experiments.plan.EDITABLE`, ``plan`` laid over the plan, ``participants`` in place of the old.
 
     What the sites must know of the strategy (FedProx's μ, FedBN's layers) goes into the plan; options of another
     strategy than the new one are dropped. The task follows the datasets; regions that were edited stay as long as channels and labels do. Raises
@@ -168,7 +149,11 @@ def update_draft(
 
 
 def clone(*, experiment: Experiment, by: User) -> Experiment:
-    """Create a DRAFT of ``by`` with the plan, options and (not retired) sites of any experiment, in whatever state."""
+    """Create a DRAFT of ``by`` with the plan, options and (not retired) sites of any experiment, in whatever state.
+
+    The copy of a baseline is that of the run that it stands beside.
+    """
+    experiment = experiment.beside or experiment
     with transaction.atomic():
         twin = Experiment.objects.create(
             owner=by,
@@ -196,7 +181,8 @@ def delete_draft(*, experiment: Experiment) -> None:
 
 
 def share(*, experiment: Experiment, user: User, by: User) -> None:
-    """Let somebody see an experiment in any state. Sharing twice is sharing once."""
+    """Let somebody see an experiment in any state, with its family. Sharing twice is sharing once."""
+    experiment = experiment.head or experiment
     with _locked(experiment):
         if user.pk == experiment.owner_id or experiment.viewers.filter(pk=user.pk).exists():
             return
@@ -206,6 +192,7 @@ def share(*, experiment: Experiment, user: User, by: User) -> None:
 
 def unshare(*, experiment: Experiment, user: User, by: User) -> None:
     """Take back what :func:`share` gave; pages that are open close at the next news. Twice is once."""
+    experiment = experiment.head or experiment
     with _locked(experiment):
         if not experiment.viewers.filter(pk=user.pk).exists():
             return
@@ -215,7 +202,11 @@ def unshare(*, experiment: Experiment, user: User, by: User) -> None:
 
 
 def hand_over(*, experiment: Experiment, to: User, by: User) -> None:
-    """Give an experiment in any state to another owner; the one before may still see it. Raises :class:`CannotOwn`."""
+    """Give an experiment in any state, with its family, to another owner; the one before may still see it.
+
+    Raises :class:`CannotOwn`.
+    """
+    experiment = experiment.head or experiment
     with _locked(experiment):
         if to.pk == experiment.owner_id:
             return
@@ -223,6 +214,7 @@ def hand_over(*, experiment: Experiment, to: User, by: User) -> None:
             raise CannotOwn(f"{to} cannot own an experiment: only researchers and operators can.")
         before = experiment.owner
         lifecycle.fence(experiment, owner=to)
+        experiment.members.update(owner=to)
         experiment.viewers.remove(to)
         experiment.viewers.add(before)
         text = f"{by} handed the experiment over from {before} to {to}."
@@ -233,7 +225,10 @@ def hand_over(*, experiment: Experiment, to: User, by: User) -> None:
 
 
 def start(*, experiment: Experiment, by: User) -> None:
-    """DRAFT → RUNNING with round 1 PENDING; wakes the orchestrator. Raises :class:`NotReady` or ``MoveRefused``."""
+    """DRAFT → RUNNING with round 1 PENDING, and so its repeats and baselines; wakes the orchestrator.
+
+    Raises :class:`NotReady` or ``MoveRefused``.
+    """
     with _locked(experiment):
         if not experiment.is_draft:
             raise lifecycle.MoveRefused(experiment, ExperimentState.RUNNING)
@@ -245,6 +240,7 @@ def start(*, experiment: Experiment, by: User) -> None:
         counted = f"{rounds} round{'s' if rounds != 1 else ''} at {sites} site{'s' if sites != 1 else ''}"
         text = f"{by} started the experiment: {counted}."
         journal.record(experiment, "started", text, level=Event.Level.GOOD, by=by.username)
+        baselines.begin_family(experiment, by=by)
         experiment.wake()
 
 
@@ -273,12 +269,31 @@ def resume(*, experiment: Experiment, by: User) -> None:
 
 
 def cancel(*, experiment: Experiment, by: User) -> None:
-    """RUNNING or PAUSED → CANCELLING; the orchestrator ends what runs at the sites and makes it CANCELLED."""
+    """RUNNING or PAUSED → CANCELLING, with all that stands beside it; of the first run of a family with the whole family.
+
+    The orchestrator ends what runs at the sites and makes them CANCELLED. A first run that has ended stays as it is; what
+    of its family has not is cancelled.
+    """
     with _locked(experiment):
-        lifecycle.move_experiment(experiment, ExperimentState.CANCELLING, because=f"Cancelled by {by}.")
-        text = f"{by} cancelled the experiment. What runs at the sites is being ended."
-        journal.record(experiment, "cancelling", text, level=Event.Level.WARN, by=by.username)
-        experiment.wake()
+        others = experiment.family.exclude(pk=experiment.pk) if experiment.is_head else experiment.companions.all()
+        others = others.filter(state__in=[ExperimentState.RUNNING, ExperimentState.PAUSED])
+        left = list(others)
+        if experiment.status in (ExperimentState.RUNNING, ExperimentState.PAUSED) or not left:
+            _cancel(experiment, by)
+        else:
+            text = f"{by} cancelled what was left beside the experiment: {'; '.join(other.title for other in left)}."
+            journal.record(experiment, "family_cancelled", text, level=Event.Level.WARN, by=by.username)
+        for other in left:
+            with _locked(other):
+                if other.status.may_become(ExperimentState.CANCELLING):
+                    _cancel(other, by)
+
+
+def _cancel(experiment: Experiment, by: User) -> None:
+    lifecycle.move_experiment(experiment, ExperimentState.CANCELLING, because=f"Cancelled by {by}.")
+    text = f"{by} cancelled the experiment. What runs at the sites is being ended."
+    journal.record(experiment, "cancelling", text, level=Event.Level.WARN, by=by.username)
+    experiment.wake()
 
 
 def retry_site(*, experiment: Experiment, site: Site, by: User) -> None:

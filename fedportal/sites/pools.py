@@ -23,7 +23,7 @@ def why_no_pool(datasets: Sequence[Dataset]) -> str:
         return ""
     return (
         f"The data of {', '.join(elsewhere)} may not leave the hospital, and no site holds a copy of all participants' "
-        "data. An operator can tell the portal of such a copy in the admin of the datasets."
+        "data. An operator can say on a site's page that one of its datasets is such a copy."
     )
 
 

@@ -62,11 +62,15 @@ class Baseline(models.TextChoices):
 
 class ExperimentQuerySet(models.QuerySet["Experiment"]):
     def visible_to(self, user: User) -> ExperimentQuerySet:
-        """Own and shared experiments; a steward's also those that use the steward's sites; all for operators, auditors."""
+        """Own and shared experiments; a steward's also those that use the steward's sites; all for operators, auditors.
+
+        Who sees the first of a family sees all of it.
+        """
         if user.sees_everything:
             return self
         mine = Q(owner=user) | Q(viewers=user) | Q(participations__site__stewards=user)
-        return self.filter(pk__in=Experiment.objects.filter(mine).values("pk"))
+        seen = Experiment.objects.filter(mine).values("pk")
+        return self.filter(Q(pk__in=seen) | Q(head__in=seen))
 
     def heads(self) -> ExperimentQuerySet:
         """Those that stand in lists: no baselines, no repeats."""
