@@ -17,7 +17,7 @@ from pathlib import Path
 from trainer.contract import EXPLANATIONS, ContractError, Exit, plan_from_json
 from trainer.exchange import SITE_KEY, Work, job_from_json, train_or_evaluate, versions
 from trainer.failures import is_disk_full
-from trainer.job import Fault
+from trainer.job import Fault, Member
 from trainer.run import begin, carry_out, claim, end_on_signal
 from trainer.serve import PRELOAD, Server
 
@@ -57,9 +57,10 @@ def main(
             case "predict":
                 return _predict(options)
             case "inspect":
-                from trainer.inspect import inspect
+                from trainer.inspect import inspect, inspect_pool
 
-                print(json.dumps(inspect(options.data_root)))
+                reports = [inspect_pool(options.pool)] if options.pool else inspect(options.data_root)
+                print(json.dumps(reports))
             case "version":
                 print(json.dumps(versions()))
     except Fault as fault:
@@ -108,6 +109,13 @@ def _predict(options: argparse.Namespace) -> int:
     return int(code)
 
 
+def _pool(text: str) -> tuple[Member, ...]:
+    try:
+        return tuple(Member.from_json(member) for member in json.loads(text))
+    except (KeyError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"not the members of a pool: {error}") from error
+
+
 def _plan(path: Path):
     try:
         return plan_from_json(json.loads(path.read_bytes()))
@@ -138,7 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, required=True, help="folder for the segmentations")
     predict.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     inspect = commands.add_parser("inspect", help="list the datasets of a folder, as JSON")
-    inspect.add_argument("--data-root", type=Path, required=True)
+    where = inspect.add_mutually_exclusive_group(required=True)
+    where.add_argument("--data-root", type=Path)
+    where.add_argument("--pool", type=_pool, help='members of a pool, as JSON: [{"site", "data_root", "dataset"}]')
     commands.add_parser("version", help="say what this trainer is made of, as JSON")
     commands.add_parser("phantoms", help="make demo data", add_help=False)
     return parser

@@ -83,15 +83,11 @@ def job_from_json(document: Any) -> Job:
                 data_root=Path(document["data_root"]),
                 work_dir=Path(document["work_dir"]),
                 threads=int(document.get("threads") or 0),
-                pool=tuple(_member(member) for member in document.get("pool") or ()),
+                pool=tuple(Member.from_json(member) for member in document.get("pool") or ()),
             ),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Fault(Exit.BAD_JOB, f"The launcher's job is not valid: {error}.") from error
-
-
-def _member(document: Any) -> Member:
-    return Member(str(document["site"]), Path(document["data_root"]), str(document["dataset"]))
 
 
 def _site_key() -> bytes:

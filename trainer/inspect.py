@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from trainer.cases import Case, Dataset, read_dataset
-from trainer.contract import EXPLANATIONS, Exit
+from trainer.cases import Case, Dataset, check_task, read_dataset, read_member
+from trainer.contract import EXPLANATIONS, POOL_DATASET, Exit, Task
 from trainer.headers import UNREADABLE, read_header
-from trainer.job import Fault
+from trainer.job import Fault, Member
 
+TITLE_OF_POOL = "Pooled data"
 MAX_PROBLEMS = 20
 """A report names so many problems and counts the others."""
 
@@ -27,31 +28,55 @@ def inspect(data_root: Path) -> list[dict[str, Any]]:
     return [inspect_dataset(data_root, folder.name) for folder in folders]
 
 
+def inspect_pool(pool: Iterable[Member]) -> dict[str, Any]:
+    """Return one report for the members of a pool together."""
+    datasets: list[Dataset] = []
+    problems: list[str] = []
+    for member in pool:
+        try:
+            dataset = read_member(member)
+            if datasets:
+                first = datasets[0]
+                check_task(dataset, Task(first.title, first.channels, first.labels, regions=()))
+            datasets.append(dataset)
+        except Fault as fault:
+            problems.append(fault.message)
+    if not datasets:
+        return _report(name=POOL_DATASET, title=TITLE_OF_POOL, problems=problems)
+    return _inspected(datasets, name=POOL_DATASET, title=TITLE_OF_POOL, problems=problems)
+
+
 def inspect_dataset(data_root: Path, name: str) -> dict[str, Any]:
     try:
         dataset = read_dataset(data_root, name)
     except Fault as fault:
         return _report(name=name, title=name, problems=[fault.message])
-    problems: list[str] = []
+    return _inspected([dataset], name=name, title=dataset.title, problems=[])
+
+
+def _inspected(datasets: Sequence[Dataset], *, name: str, title: str, problems: list[str]) -> dict[str, Any]:
     shapes, spacings = [], []
-    for case in dataset.training + dataset.validation:
-        try:
-            shape, spacing = _look(case, channels=len(dataset.channels))
-        except Fault as fault:
-            problems.append(fault.message)
-        else:
-            shapes.append(shape)
-            spacings.append(spacing)
-    problems = [*_counts(dataset), *problems]
+    train_cases = sum(len(dataset.training) for dataset in datasets)
+    validation_cases = sum(len(dataset.validation) for dataset in datasets)
+    problems = [*problems, *_counts(train_cases, validation_cases)]
+    for dataset in datasets:
+        for case in dataset.training + dataset.validation:
+            try:
+                shape, spacing = _look(case, channels=len(dataset.channels))
+            except Fault as fault:
+                problems.append(fault.message)
+            else:
+                shapes.append(shape)
+                spacings.append(spacing)
     if len(problems) > MAX_PROBLEMS:
         problems = [*problems[:MAX_PROBLEMS], f"{len(problems) - MAX_PROBLEMS} more problems of this kind."]
     return _report(
         name=name,
-        title=dataset.title,
-        train_cases=len(dataset.training),
-        validation_cases=len(dataset.validation),
-        channels=list(dataset.channels),
-        labels={str(number): label for number, label in dataset.labels.items()},
+        title=title,
+        train_cases=train_cases,
+        validation_cases=validation_cases,
+        channels=list(datasets[0].channels),
+        labels={str(number): label for number, label in datasets[0].labels.items()},
         spacing=[round(median(column), 3) for column in zip(*spacings, strict=True)],
         shape=[int(median(column)) for column in zip(*shapes, strict=True)],
         problems=problems,
@@ -63,10 +88,10 @@ def _report(**values: Any) -> dict[str, Any]:
     return {**empty, **values}
 
 
-def _counts(dataset: Dataset) -> Iterator[str]:
-    if not dataset.training:
+def _counts(train_cases: int, validation_cases: int) -> Iterator[str]:
+    if not train_cases:
         yield f"{EXPLANATIONS[Exit.NO_CASES]} There is no case to train on."
-    if not dataset.validation:
+    if not validation_cases:
         yield f"{EXPLANATIONS[Exit.NO_CASES]} There is no case to validate with."
 
 

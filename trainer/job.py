@@ -27,6 +27,11 @@ class Member:
     data_root: Path
     dataset: str
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Member:
+        """Read ``{"site", "data_root", "dataset"}``. Raises ``KeyError`` or ``TypeError``."""
+        return cls(str(document["site"]), Path(document["data_root"]), str(document["dataset"]))
+
 
 @dataclass(frozen=True)
 class Site:

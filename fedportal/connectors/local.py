@@ -39,7 +39,9 @@ class LocalConnector(Configured):
     """A site on this machine.
 
     ``data_root``: folder of its datasets. ``work_dir``: where runs, cache and kept state lie; its own for each site.
-    ``threads``: CPU threads of a run, 0 for all. ``socket``: the warm server's, empty for cold starts.
+    ``threads``: CPU threads of a run, 0 for all. ``socket``: the warm server's, empty for cold starts. ``pool``: where the
+    site stands for several of this machine, the datasets that are its only one together: ``{"site", "data_root",
+    "dataset"}`` each. The portal makes such sites; no form asks for it.
     """
 
     TITLE = "On this machine"
@@ -81,17 +83,22 @@ class LocalConnector(Configured):
         work_dir: str | Path,
         threads: int = 0,
         socket: str | Path = "",
+        pool: Sequence[Mapping[str, str]] = (),
         command: Sequence[str] = COMMAND,
     ) -> None:
         self._data_root = Path(data_root).absolute()
         self._work_dir = Path(work_dir).absolute()
         self._threads = threads
+        self._pool = [dict(member) for member in pool]
         self._trainer = TrainerProcess(Path(socket) if socket else None, command=command)
 
     @classmethod
     def clean_config(cls, config: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, Any]:
         cleaned = {**config, **{name: _clean_folder(name, config[name]) for name in ("data_root", "work_dir")}}
-        if PurePosixPath(cleaned["work_dir"]).is_relative_to(cleaned["data_root"]):
+        if "pool" in config:
+            cleaned["pool"] = _clean_pool(config["pool"])
+        folders = [cleaned["data_root"], *(member["data_root"] for member in cleaned.get("pool", ()))]
+        if any(PurePosixPath(cleaned["work_dir"]).is_relative_to(folder) for folder in folders):
             raise Unfit("work_dir", "Choose a folder outside of the data folder: it is never written to.")
         return cleaned
 
@@ -102,6 +109,7 @@ class LocalConnector(Configured):
             work_dir=config["work_dir"],
             threads=config.get("threads", 0),
             socket=config.get("socket", site.trainer_socket),
+            pool=_clean_pool(config.get("pool", ())),
         )
 
     # --- runs --------------------------------------------------------------------------------------
@@ -113,6 +121,7 @@ class LocalConnector(Configured):
                 "data_root": str(self._data_root),
                 "work_dir": str(self._work_dir),
                 "threads": self._threads,
+                "pool": self._pool,
             }
         )
 
@@ -194,7 +203,8 @@ class LocalConnector(Configured):
             return f"Trainer of contract {version['contract']} with torch {version['torch']}, {warm} start."
 
         def found() -> str:
-            argv = ["inspect", "--data-root", str(self._data_root)]
+            where = ["--pool", json.dumps(self._pool)] if self._pool else ["--data-root", str(self._data_root)]
+            argv = ["inspect", *where]
             reports = json.loads(self._trainer.run_command(argv, timeout=300).require())
             datasets.extend(dataset_report(report) for report in reports)
             if not datasets:
@@ -218,14 +228,16 @@ class LocalConnector(Configured):
         )
 
     def _check_data(self) -> str:
+        folders = {Path(member["data_root"]) for member in self._pool} or {self._data_root}
         try:
-            count = sum(1 for _ in self._data_root.iterdir())
+            count = sum(1 for folder in folders for _ in folder.iterdir())
         except OSError as error:
             raise SiteRefused(
                 f"The data folder cannot be read ({error.strerror}).",
                 remedy="Correct the folder or its rights.",
             ) from error
-        return f"The data folder can be read, {count} entries."  # everybody reads it, so without the path
+        what = "The data folder" if folders == {self._data_root} else f"The {len(folders)} data folders of the pool"
+        return f"{what} can be read, {count} entries."  # everybody reads it, so without the path
 
     def _check_work(self) -> str:
         try:
@@ -247,6 +259,20 @@ class LocalConnector(Configured):
         with contextlib.suppress(OSError):
             return {"free_bytes": shutil.disk_usage(self._work_dir).free}
         return {}
+
+
+def _clean_pool(value: Any) -> list[dict[str, str]]:
+    """Return the members of a pool; raise :class:`Unfit` for anything else."""
+    if not isinstance(value, list | tuple):
+        raise Unfit("pool", "A pool is a list of datasets.")
+    members = []
+    for member in value:
+        if not isinstance(member, Mapping) or set(member) != {"site", "data_root", "dataset"}:
+            raise Unfit("pool", "Each dataset of a pool has a site, a data_root and a dataset.")
+        if not all(isinstance(text, str) and text.strip() for text in member.values()):
+            raise Unfit("pool", "Site, data_root and dataset of a pool are texts.")
+        members.append({**member, "data_root": _clean_folder("pool", member["data_root"])})
+    return members
 
 
 def _clean_folder(name: str, value: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from fedportal.connectors.local import LocalConnector
 from fedportal.connectors.registry import build
 from fedportal.connectors.trainer_process import TrainerProcess, is_locked
 from tests.connectors.contract import ConnectorContract
+from tests.trainer.conftest import write_dataset
 from tests.trainer_process.bench import SCRIPTED, Bench, wait_for
 from trainer.contract import Exit
 
@@ -209,6 +211,63 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, run: str) -> Non
     for act in (site.poll, site.cancel, site.logs):
         with pytest.raises(ValueError, match="not the name"):
             act(run)
+
+
+@pytest.mark.parametrize("way", ["warm", "cold"])
+def test_a_pool_reaches_the_run_and_is_reported_as_one_dataset(
+    bench: Bench, tmp_path: Path, scripted_server: Path, way: str
+) -> None:
+    write_dataset(tmp_path / "bonn/Brain", train=2, validation=1, shape=(4, 4, 4))
+    write_dataset(tmp_path / "graz/Task01", train=4, validation=2, shape=(4, 4, 4))
+    members = [
+        {"site": slug, "data_root": str(tmp_path / slug), "dataset": dataset}
+        for slug, dataset in (("bonn", "Brain"), ("graz", "Task01"))
+    ]
+    config = {"data_root": str(tmp_path / "none"), "work_dir": str(tmp_path / "work"), "threads": 1, "pool": members}
+    assert LocalConnector.clean_config(config, {}) == config
+    socket = str(scripted_server) if way == "warm" else ""
+    site = LocalConnector(**config, socket=socket, command=SCRIPTED)
+    ticket = bench.ticket("pooled")
+    site.launch(ticket)
+    wait_for(lambda: site.poll(ticket.run).state is RunState.SUCCEEDED)
+    log = site.logs(ticket.run).text
+    for member in members:
+        assert f"member {member['site']}: {member['dataset']} in {member['data_root']}" in log
+    report = site.check()
+    assert report.ok, report.steps
+    (dataset,) = report.datasets
+    assert (dataset.name, dataset.train_cases, dataset.validation_cases) == ("pooled", 6, 3)
+    shutil.rmtree(tmp_path / "graz")
+    assert [step.ok for step in site.check().steps] == [False, None, None, None]
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        "bonn",
+        {"site": "bonn", "data_root": "/srv/bonn", "dataset": "Brain"},
+        ["bonn"],
+        [{"site": "bonn", "data_root": "/srv/bonn"}],
+        [{"site": "bonn", "data_root": "/srv/bonn", "dataset": "Brain", "threads": 1}],
+        [{"site": "bonn", "data_root": "/srv/bonn", "dataset": ""}],
+        [{"site": "bonn", "data_root": 7, "dataset": "Brain"}],
+        [{"site": "bonn", "data_root": "bonn", "dataset": "Brain"}],
+        [{"site": "bonn", "data_root": "/srv/../etc", "dataset": "Brain"}],
+    ],
+)
+def test_a_pool_of_another_shape_is_refused(pool: object) -> None:
+    config = {"data_root": "/srv/none", "work_dir": "/srv/work", "threads": 1, "pool": pool}
+    with pytest.raises(Unfit) as refusal:
+        LocalConnector.clean_config(config, {})
+    assert refusal.value.field == "pool"
+    with pytest.raises(ValueError, match=r"pool|path"):
+        build("local", config, {}, site=SiteContext(slug="pool"))
+
+
+def test_a_pool_does_not_work_inside_the_data_of_a_member() -> None:
+    pool = [{"site": "bonn", "data_root": "/srv/bonn", "dataset": "Brain"}]
+    with pytest.raises(Unfit, match="outside"):
+        LocalConnector.clean_config({"data_root": "/srv/none", "work_dir": "/srv/bonn/work", "pool": pool}, {})
 
 
 def test_the_registry_builds_what_it_knows(tmp_path: Path) -> None:

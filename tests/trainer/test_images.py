@@ -74,6 +74,50 @@ def test_however_a_scanner_stores_its_axes_the_result_is_the_same(case):
     assert torch.equal(turned[1], straight[1])
 
 
+def content(case, **changes) -> bytes:
+    return read_case(case, recipe(**changes))[3]
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda _, path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=1)),
+        lambda image, path: save(path, image, np.diag([1.0, 1.0, 3.0, 1.0])),
+        lambda image, path: save(path, image.astype(np.float64)),
+        lambda image, path: save(path, image.astype(">i4")),
+        lambda image, path: save(path, image[::-1, :, ::-1]),
+        lambda image, path: save(path, np.where(image == 0, np.float32(-0.0), image)),
+    ],
+    ids=["packed anew", "another header", "another type", "another byte order", "turned", "a zero with a sign"],
+)
+def test_a_copy_is_known_again_by_its_content(case, copy):
+    image, _ = volumes(1, shape=(10, 12, 14))
+    image[:3] = 0
+    save(case.image, image)
+    before = content(case)
+    copy(image, case.image)
+    assert content(case) == before
+    other = Case("OTHER", case.image.rename(case.image.with_name("other.nii.gz")), case.label)
+    assert content(other) == before
+    assert content(other, spacing=(1.0, 2.0, 4.0)) == before
+
+
+def test_a_copy_with_its_channels_in_another_order_is_known_again(case):
+    before = content(case)
+    image, _ = volumes(1, shape=(10, 12, 14))
+    save(case.image, image[..., [1, 0, 3, 2]])
+    assert content(case) != before, "another contrast in each place: not the task's channels"
+    assert content(case, order=(1, 0, 3, 2)) == before
+
+
+def test_one_other_voxel_makes_another_content(case):
+    before = content(case)
+    image, _ = volumes(1, shape=(10, 12, 14))
+    image[3, 4, 5, 2] += 1
+    save(case.image, image)
+    assert content(case) != before
+
+
 def test_image_and_label_are_resampled_onto_the_same_grid(case):
     image, label, spacing, _ = read_case(case, recipe(spacing=(1.0, 2.0, 4.0)))
     assert image.shape[1:] == label.shape

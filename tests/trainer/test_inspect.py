@@ -10,7 +10,9 @@ import numpy as np
 
 from fedportal.connectors.base import DatasetReport
 from tests.trainer.conftest import edit_json, save, write_dataset
-from trainer.inspect import inspect
+from trainer.contract import POOL_DATASET
+from trainer.inspect import inspect, inspect_pool
+from trainer.job import Member
 
 
 def test_a_report_has_counts_channels_labels_and_medians(tmp_path: Path):
@@ -74,6 +76,22 @@ def test_a_dataset_that_cannot_be_read_or_has_no_cases_is_reported_not_raised(tm
     assert broken["train_cases"] == 0
     assert "not valid JSON" in broken["problems"][0]
     assert len(empty["problems"]) == 2
+
+
+def test_a_pool_is_reported_as_one_dataset(tmp_path: Path):
+    write_dataset(tmp_path / "bonn/Brain", train=2, validation=1, shape=(8, 8, 8))
+    write_dataset(tmp_path / "graz/Task01", train=4, validation=2, shape=(10, 12, 14))
+    pool = [Member("bonn", tmp_path / "bonn", "Brain"), Member("graz", tmp_path / "graz", "Task01")]
+    report = inspect_pool(pool)
+    (alone,) = inspect(tmp_path / "graz")
+    assert report == alone | {"name": POOL_DATASET, "title": "Pooled data", "train_cases": 6, "validation_cases": 3}
+    edit_json(tmp_path / "graz/Task01/dataset.json", labels={"0": "background", "1": "liver"})
+    (tmp_path / "bonn/Brain/imagesTr/CASE_001.nii.gz").unlink()
+    problems = inspect_pool([*pool, Member("ulm", tmp_path, "Nowhere")])["problems"]
+    assert [word for word, problem in zip(("graz", "ulm", "bonn/CASE_001"), problems, strict=True) if word in problem] == [
+        "graz", "ulm", "bonn/CASE_001"
+    ]  # fmt: skip
+    assert "ulm" in inspect_pool([Member("ulm", tmp_path, "Nowhere")])["problems"][0]
 
 
 def test_a_site_without_data_has_no_reports(tmp_path: Path):

@@ -27,6 +27,9 @@ def work(inputs: Inputs) -> Outcome:
     match inputs.spec.dataset:
         case "quick":
             pass
+        case "pooled":
+            for member in inputs.site.pool:
+                inputs.report.say(f"member {member.site}: {member.dataset} in {member.data_root}")
         case "lasts":
             time.sleep(120)
         case "seconds":

@@ -14,6 +14,7 @@ import pytest
 from tests.trainer_process.bench import HOUR, Bench, Ear, token_of
 from tests.trainer_process.line import Fault, Line
 from trainer.contract import (
+    CaseScore,
     Exit,
     Fetch,
     JobSpec,
@@ -22,7 +23,10 @@ from trainer.contract import (
     MetricRecord,
     Phase,
     Put,
+    Subject,
     attempt_key,
+    case_key,
+    case_pseudonym,
     signed,
 )
 from trainer.exchange import Inputs, Job, exchange, job_from_json
@@ -31,6 +35,7 @@ from trainer.job import Outcome, Site
 from trainer.reporting import Log
 
 pytestmark = pytest.mark.store
+CASES = case_key(b"secret", "abcd")
 
 
 def reverse(inputs: Inputs) -> Outcome:
@@ -146,6 +151,49 @@ def test_the_averaged_optimizer_state_comes_and_goes(attempt: Attempt, bench: Be
     stored = bench.manifest(ticket).optimizer
     assert stored is not None
     assert (stored.size, bench.read(ticket, "optimizer.safetensors")) == (11, b"new moments")
+
+
+def test_each_model_of_the_subjects_is_fetched_once(attempt: Attempt, disturbed: Bench, line: Line) -> None:
+    store = disturbed.store
+    contents = {name: name.encode() * 50 for name in ("linden", "ahorn")}
+
+    def fetch(name: str) -> Fetch:
+        key = f"fedportal/abcd/{name}.safetensors"
+        return Fetch(store.presign_get(key, HOUR), store.put_bytes(key, contents[name]), len(contents[name]))
+
+    spec = disturbed.spec(kind=Kind.EVALUATE, update=None, case_key=CASES)
+    models = {name: fetch(name) for name in contents}
+    subjects = [Subject(f"local-{name}", (model,)) for name, model in models.items()]
+    subjects += [Subject("ensemble", tuple(models.values())), Subject("best", (spec.model,))]
+    seen: dict[str, list[bytes]] = {}
+    pseudonym = case_pseudonym(CASES, b"voxels")
+
+    def work(inputs: Inputs) -> Outcome:
+        assert all(path.parent == inputs.folder for paths in inputs.subjects.values() for path in paths)
+        seen.update({name: [path.read_bytes() for path in paths] for name, paths in inputs.subjects.items()})
+        scores = tuple(CaseScore(name, pseudonym, "dice", {"WT": 0.5}) for name in inputs.subjects)
+        return Outcome(validation_cases=1, held_out=(pseudonym,), cases=scores)
+
+    ticket = disturbed.publish(replace(spec, subjects=tuple(subjects)))
+    assert attempt(ticket, work) is Exit.OK
+    linden, ahorn = contents.values()
+    assert seen == {
+        "local-linden": [linden], "local-ahorn": [ahorn], "ensemble": [linden, ahorn], "best": [disturbed.model],
+    }  # fmt: skip
+    assert sorted(name for verb, name, _ in line.seen if verb == "GET") == [
+        "ahorn.safetensors", "global.safetensors", "linden.safetensors", "spec.json",
+    ]  # fmt: skip
+    manifest = disturbed.manifest(ticket)
+    assert manifest.held_out == (pseudonym,)
+    assert [score.subject for score in manifest.cases] == ["local-linden", "local-ahorn", "ensemble", "best"]
+
+
+def test_a_subject_that_is_not_the_announced_one_is_not_measured(attempt: Attempt, bench: Bench) -> None:
+    spec = bench.spec(kind=Kind.EVALUATE, update=None, case_key=CASES)
+    forged = Subject("pooled", (replace(spec.model, sha256="0" * 64),))
+    ticket = bench.publish(replace(spec, subjects=(forged,)))
+    assert attempt(ticket, never) is Exit.TRANSFER_FAILED
+    assert "damaged" in bench.manifest(ticket).message
 
 
 def raising(error: Exception) -> Callable[[Inputs], Outcome]:
@@ -312,6 +360,9 @@ def test_a_place_without_address_is_a_failed_transfer(attempt: Attempt, bench: B
         {"run": "../x", "spec_url": "u", "key": "ab", "data_root": "d", "work_dir": "w"},
         {"run": "fp-x", "spec_url": "u", "key": "not hex", "data_root": "d", "work_dir": "w"},
         {"run": "fp-x", "spec_url": "u", "key": "ab", "data_root": "d", "work_dir": "w", "threads": "many"},
+        {"run": "fp-x", "spec_url": "u", "key": "ab", "data_root": "d", "work_dir": "w", "pool": 7},
+        {"run": "fp-x", "spec_url": "u", "key": "ab", "data_root": "d", "work_dir": "w", "pool": ["bonn"]},
+        {"run": "fp-x", "spec_url": "u", "key": "ab", "data_root": "d", "work_dir": "w", "pool": [{"site": "bonn"}]},
     ],
 )
 def test_a_job_that_is_none_is_refused(document: object) -> None:

@@ -7,6 +7,8 @@ import re
 from trainer.contract.checks import ContractError
 
 ROOT = "fedportal"
+POOL_DATASET = "pooled"
+"""Name of the only dataset of a site that stands for a pool of several."""
 MAX_RUN_NAME = 40
 
 _EXPERIMENT = re.compile(r"[a-z0-9]{4,10}\Z")
