@@ -17,7 +17,7 @@ from asgiref.sync import sync_to_async
 from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
 from urllib3 import BaseHTTPResponse
 
-from fedportal.experiments.models import Participation
+from fedportal.experiments.models import Participation, Subject
 from fedportal.experiments.store import object_store
 from fedportal.relay.protocol import Malformed
 from fedportal.sites.models import Site
@@ -117,7 +117,7 @@ def upload(site: Site, target: str, body: Readable, *, content_type: str, length
 def require_theirs(site: Site, target: str, *, may_read: bool) -> None:
     """Refuse a path that is not one of the portal's store, or not of this site.
 
-    ``may_read``: global models of experiments in which the site takes part count, too.
+    ``may_read``: global models of experiments in which the site takes part count, too, and those that it evaluates there.
     """
     parts = urlsplit(target)
     bucket, _, key = parts.path.removeprefix("/").partition("/")
@@ -129,10 +129,17 @@ def require_theirs(site: Site, target: str, *, may_read: bool) -> None:
         if (found := pattern.match(key)) and found["site"] == site.slug:
             return
     shared = _SHARED.match(key)
-    takes_part = Participation.objects.filter(site=site)
-    if may_read and shared and takes_part.filter(experiment__key=shared["experiment"]).exists():
+    if may_read and shared and (_takes_part(site, shared["experiment"]) or _is_evaluated_at(site, key)):
         return
     raise NotTheirs
+
+
+def _takes_part(site: Site, experiment: str) -> bool:
+    return Participation.objects.filter(site=site, experiment__key=experiment).exists()
+
+
+def _is_evaluated_at(site: Site, key: str) -> bool:
+    return Subject.objects.filter(experiment__participations__site=site, global_models__key=key).exists()
 
 
 def _read_head(body: Readable, opening: bytes) -> tuple[int, bytes]:

@@ -122,6 +122,22 @@ def test_the_global_model_is_read_by_those_who_take_part(store, experiment):
     assert get(target(store.presign_get(key, HOUR)), slug="ulm").status_code == 403
 
 
+def test_a_model_that_others_trained_is_read_by_those_who_evaluate_it(store, experiment):
+    elsewhere = make_experiment(sites=0)
+    keys = [global_model_key(elsewhere.key, number) for number in (3, 4)]
+    for number, key in enumerate(keys, start=3):
+        store.put_bytes(key, b"model")
+        elsewhere.models.create(round_number=number, key=key, sha256="0" * 64, size=5)
+    paths = [target(store.presign_get(key, HOUR)) for key in keys]
+    assert [get(path).status_code for path in paths] == [403, 403]
+    subject = experiment.subjects.create(name="local-ulm", role="local", site="ulm")
+    subject.global_models.add(elsewhere.models.get(round_number=4))
+    assert get(paths[0]).status_code == 403
+    assert content(get(paths[1])) == b"model"
+    polling_site("ulm")
+    assert get(paths[1], slug="ulm").status_code == 403
+
+
 @pytest.mark.parametrize("pieces", [1, 7, 1024, 10**9])
 def test_pieces_of_any_size_make_the_same_file(store, experiment, mainz, pieces):
     data = os.urandom(20_000)
