@@ -69,6 +69,15 @@ class Stack:
             self.process.kill()
             self.process.wait()
 
+    def child(self, word: str) -> int:
+        """Return the process that the demo has started with ``word`` in its command."""
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rsplit(") ", 1)[1].split()[1])
+                if parent == self.process.pid and word in (entry / "cmdline").read_text():
+                    return int(entry.name)
+        raise AssertionError(f"the demo runs no {word}")
+
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import requests
 from playwright.sync_api import expect
 
+from fedportal.connectors.trainer_process import TrainerProcess
 from fedportal.connectors.weed import Weed
 from tests.e2e.conftest import Stack
 from tests.e2e.portal_client import TINY, Client, Hospitals
@@ -309,15 +311,50 @@ def test_every_file_of_a_model_is_what_the_portal_says_and_its_bundle_infers_alo
     recipe = json.loads((tmp_path / "recipe").read_text())
     assert recipe["weights"]["sha256"] == model["sha256"]
 
-    zipfile.ZipFile(tmp_path / "bundle").extractall(tmp_path / "there")
-    (folder,) = (tmp_path / "there").iterdir()
-    places = {"dataset_dir": str(hospitals.dataset(GOOD[0]) / "imagesTr"), "output_dir": str(tmp_path / "out")}
+    assert infers(tmp_path / "bundle", hospitals.dataset(GOOD[0]) / "imagesTr", tmp_path) == 3
+
+
+def infers(bundle: Path, images: Path, folder: Path) -> int:
+    """Segment a folder of images with a bundle and MONAI alone; return how many came out."""
+    zipfile.ZipFile(bundle).extractall(folder / "there")
+    (unpacked,) = (folder / "there").iterdir()
+    places = {"dataset_dir": str(images), "output_dir": str(folder / "out")}
     program = (
         f"import monai.bundle; monai.bundle.run(config_file='configs/inference.json', bundle_root='.', **{places})"
     )
     # -I: neither this folder's modules nor anybody's environment, MONAI alone
-    subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", program], cwd=folder, check=True, timeout=120)
-    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 3
+    subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", program], cwd=unpacked, check=True, timeout=120)
+    return len(list((folder / "out").glob("*.nii.gz")))
+
+
+def test_the_model_of_a_middle_round_becomes_a_bundle_though_the_orchestrator_dies_over_it(
+    researcher, hospitals, open_page, stack, tmp_path: Path
+):
+    key = researcher.start(GOOD[:2], title="Middle", plan={"rounds": 3})
+    researcher.wait(key)
+    models = researcher.get(f"/experiments/{key}/models/")
+    number = next(m["round_number"] for m in models if m["round_number"] and m["bundle"]["state"] == "none")
+    page = open_page("researcher")
+    page.goto(f"/experiments/{key}/models/")
+    (socket,) = stack.folder.rglob("trainer.sock")
+    trainer = TrainerProcess(socket).ping()["pid"]
+    os.kill(trainer, signal.SIGSTOP)  # so that there is time to kill
+    try:
+        page.locator(f"#round-{number}").get_by_role("button", name="Make MONAI bundle").click()
+        expect(page.locator(f"#round-{number}")).to_contain_text("being made…")
+        os.kill(stack.child("orchestrate"), signal.SIGKILL)  # the demo brings it back
+    finally:
+        os.kill(trainer, signal.SIGCONT)
+    expect(page.locator(f"#round-{number}").get_by_role("link", name="MONAI bundle")).to_be_visible(timeout=60_000)
+    made = researcher.get(f"/experiments/{key}/models/")[number]
+    assert made["bundle"] == {"state": "ready", "message": ""}
+    with page.expect_download() as downloading:
+        page.locator(f"#round-{number}").get_by_role("link", name="MONAI bundle").click()
+    data = downloading.value.path().read_bytes()
+    assert hashlib.sha256(data).hexdigest() == next(a["sha256"] for a in made["artefacts"] if a["kind"] == "bundle")
+    (tmp_path / "bundle").write_bytes(data)
+    assert infers(tmp_path / "bundle", hospitals.dataset(GOOD[0]) / "imagesTr", tmp_path) == 3
+    assert f"The MONAI bundle of the model of round {number} is ready." in researcher.sentences(key)
 
 
 # --- another task -------------------------------------------------------------------------------------
