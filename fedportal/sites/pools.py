@@ -9,9 +9,7 @@ from pathlib import PurePosixPath
 from django.utils import timezone
 
 from fedportal.sites.models import ConnectorKind, Dataset, Site
-
-POOLED = "pooled"
-"""Name of the one dataset of a pool."""
+from trainer.contract import POOL_DATASET
 
 
 def why_no_pool(datasets: Sequence[Dataset]) -> str:
@@ -71,7 +69,7 @@ def _pool(datasets: Sequence[Dataset]) -> Dataset:
     # The check finds it, too; but a baseline needs the row before anybody has looked.
     dataset, _ = Dataset.objects.get_or_create(
         site=site,
-        name=POOLED,
+        name=POOL_DATASET,
         defaults={
             "title": first.title,
             "train_cases": sum(dataset.train_cases for dataset in datasets),
