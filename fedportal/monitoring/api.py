@@ -31,7 +31,7 @@ BEFORE = OpenApiParameter("before", int, description="Only rounds before this nu
 READ = ["read"]
 
 
-def _whole(request: Request, name: str, *, default: int, low: int = 0, high: int = 10**18) -> int:
+def whole_number(request: Request, name: str, *, default: int, low: int = 0, high: int = 10**18) -> int:
     """Return a whole number of the query. Raises ``ValidationError`` naming the parameter."""
     text = request.query_params.get(name, str(default))
     if not (text.isascii() and text.isdecimal() and len(text) <= 19 and low <= int(text) <= high):
@@ -180,8 +180,8 @@ class JournalView(APIView):
 
 
 def _page(request: Request, rows: Any, serializer: type[serializers.Serializer]) -> Response:
-    after = _whole(request, "after", default=0)
-    limit = _whole(request, "limit", default=500, low=1, high=BATCH)
+    after = whole_number(request, "after", default=0)
+    limit = whole_number(request, "limit", default=500, low=1, high=BATCH)
     found = list(rows.filter(id__gt=after).order_by("id")[:limit])
     return Response(
         {
@@ -197,8 +197,8 @@ class RoundsView(APIView):
     @extend_schema(tags=READ, parameters=[BEFORE, LIMIT], responses=RoundSerializer(many=True))
     def get(self, request: Request, key: str) -> Response:
         rows = Round.objects.filter(experiment=visible_experiment(request.user, key)).order_by("-number")
-        before = _whole(request, "before", default=10**9)
-        limit = _whole(request, "limit", default=100, low=1, high=BATCH)
+        before = whole_number(request, "before", default=10**9)
+        limit = whole_number(request, "limit", default=100, low=1, high=BATCH)
         rows = rows.filter(number__lt=before).prefetch_related("site_runs__attempts", "site_runs__participation__site")
         return Response(RoundSerializer(rows[:limit], many=True, context={"request": request}).data)
 
@@ -241,7 +241,7 @@ class LogView(APIView):
         experiment = visible_experiment(request.user, key)
         run = request.query_params.get("run", "")
         attempt = get_object_or_404(Attempt, run=run, site_run__round__experiment=experiment)
-        after = _whole(request, "after", default=0)
+        after = whole_number(request, "after", default=0)
         is_over = attempt.ended_at is not None
         lines, end = lines_of(_pieces(attempt, after), after=after, is_over=is_over, limit=LINES_SHOWN)
         body = {"run": run, "next": end, "is_over": is_over, "lines": [line.as_json for line in lines]}

@@ -6,7 +6,7 @@ The definitions of a site's value and of the overall mean are those of :mod:`fed
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,7 @@ import numpy as np
 from fedportal.experiments.models import MEAN, CaseScore, Kind, Subject
 from fedportal.monitoring.families import Family
 from fedportal.monitoring.figures import CHARTS, Chart, regions_of
-from fedportal.monitoring.statistics import Array, Bootstrap, Estimate, site_means
+from fedportal.monitoring.statistics import Array, Bootstrap, Estimate
 
 Role = Subject.Role
 MEASURES = tuple(chart for chart in CHARTS if chart.name in ("dice", "hd95"))
@@ -25,7 +25,7 @@ SHADES = 9
 
 @dataclass(frozen=True)
 class Contender:
-    """A model, or an average of models, that was measured: ``key`` is the name that its scores are filed under."""
+    """A model, or an average of models, that was measured. ``key``: global, best, pooled, local-mainz …"""
 
     key: str
     role: Role
@@ -36,9 +36,10 @@ class Contender:
 @dataclass(frozen=True)
 class Cell:
     """A model at a site. ``shade``: 1 to 9, the better the higher. ``is_own``: the site's own model at home.
-    ``undefined``: in how many of its cases the number is undefined, as far as a region that is asked for goes."""
+    ``undefined``: in how many of its cases the number is undefined for a region that was asked for."""
 
-    value: float | None
+    site: str
+    estimate: Estimate
     shade: int = 0
     is_own: bool = False
     undefined: int = 0
@@ -81,14 +82,16 @@ class Contrast:
 class Scores:
     """The case scores of a family in one measure, in an order that does not depend on how they arrived.
 
-    ``values[contender][place]``: array [run, case, region] of the site at that place, NaN where undefined or missing.
+    ``at``: the round that the models are of; ``None``: the end. ``values[contender][place]``: array [run, case, region]
+    of the site at that place, NaN where undefined or missing.
     """
 
-    def __init__(self, family: Family, measure: Chart) -> None:
+    def __init__(self, family: Family, measure: Chart, *, at: int | None = None) -> None:
         self.sites = family.sites
         self.regions = regions_of(family.head.plan)[1:]
-        self.contenders = _contenders(family)
-        rows = _rows(family, measure.name, [one.key for one in self.contenders])
+        named_by = _subjects(family, at)
+        self.contenders = sorted(set(named_by.values()), key=_order)
+        rows = _rows(family, measure.name, {name: one.key for name, one in named_by.items()})
         named: dict[str, set[str]] = defaultdict(set)
         for _, site, _, case, _ in rows:
             named[site].add(case)
@@ -114,36 +117,47 @@ class Scores:
         return [bool(np.isfinite(values).any() or gaps.any()) for values, gaps in both]
 
 
-def _contenders(family: Family) -> list[Contender]:
-    evaluations = [member for member in family.members if member.kind == Kind.CROSS_SITE]
-    found = {"global": Contender("global", Role.GLOBAL, label="Federated")}
-    for row in Subject.objects.filter(experiment__in=evaluations, round_number=None).order_by("pk"):
+def rounds_measured(family: Family) -> list[int]:
+    """Return the rounds before the end whose models were measured, too."""
+    found = Subject.objects.filter(experiment__in=family.evaluations, round_number__isnull=False)
+    return list(found.order_by("round_number").values_list("round_number", flat=True).distinct())
+
+
+def _subjects(family: Family, at: int | None) -> dict[str, Contender]:
+    """Return the name that scores are filed under → the contender that was measured."""
+    # the model that an evaluation is of needs no row of its own
+    found = {"global": Contender("global", Role.GLOBAL, label="Federated")} if at is None else {}
+    for row in Subject.objects.filter(experiment__in=family.evaluations, round_number=at).order_by("pk"):
         role = Role(row.role)
         label = f"Local only, {family.site_names.get(row.site, row.site)}" if role == Role.LOCAL else role.label
-        found[row.name] = Contender(row.name, role, row.site, label)
+        found[row.name] = Contender(f"local-{row.site}" if role == Role.LOCAL else role.value, role, row.site, label)
+    return found
+
+
+def _order(one: Contender) -> tuple[int, str, str]:
     order = [Role.GLOBAL, Role.BEST, Role.POOLED, Role.ENSEMBLE, Role.CYCLIC, Role.LOCAL]
-    return sorted(found.values(), key=lambda one: (order.index(one.role), one.label, one.key))
+    return order.index(one.role), one.label, one.key
 
 
 Key = tuple[int, str, str, str, str]
 
 
-def _rows(family: Family, measure: str, subjects: Sequence[str]) -> dict[Key, float | None]:
-    """Return (run, site, subject, case, region) → value. A cross-site evaluation goes before the run's own final one."""
+def _rows(family: Family, measure: str, keys: Mapping[str, str]) -> dict[Key, float | None]:
+    """Return (run, site, contender, case, region) → value. A cross-site evaluation goes before the run's own final one.
+
+    ``keys``: name that scores are filed under → the contender's.
+    """
     run_of = {}
     for place, run in enumerate(family.runs):
         run_of[run.federated.pk] = place
         run_of.update({member.pk: place for member in run.of(Kind.CROSS_SITE)})
     finals = [run.federated.pk for run in family.runs]
-    found = CaseScore.objects.filter(name=measure, experiment__in=run_of).order_by()
+    found = CaseScore.objects.filter(name=measure, experiment__in=run_of, subject__in=keys).order_by()
     fields = ("experiment_id", "site", "subject", "case", "region", "value")
     rows: dict[Key, float | None] = {}
-    for part in (
-        found.filter(experiment__in=finals, subject="global"),
-        found.filter(subject__in=subjects).exclude(experiment__in=finals),
-    ):
+    for part in (found.filter(experiment__in=finals, subject="global"), found.exclude(experiment__in=finals)):
         for experiment, site, subject, case, region, value in part.values_list(*fields).iterator(chunk_size=5000):
-            rows[run_of[experiment], site, subject, case, region] = value
+            rows[run_of[experiment], site, keys[subject], case, region] = value
     return rows
 
 
@@ -173,37 +187,36 @@ class Comparison:
     @cached_property
     def lines(self) -> list[Line]:
         """The cross-site matrix, a row for each model."""
-        means = {one.key: [site_means(values) for values in self._values[one.key]] for one in self.contenders}
-        overall = {
-            key: self._bootstrap.mean(self._values[key]) if None not in values else Estimate()
-            for key, values in means.items()
-        }
-        known = [v for values in means.values() for v in values if v is not None]
-        low, high = (min(known), max(known)) if known else (0.0, 0.0)
-
-        def shade(value: float | None) -> int:
-            if value is None:
-                return 0
-            share = (value - low) / (high - low) if high > low else 0.5
-            return 1 + round((share if self.higher_is_better else 1 - share) * (SHADES - 1))
-
-        return [
-            Line(
-                one,
-                tuple(
-                    Cell(
-                        value,
-                        shade(value),
-                        one.role == Role.LOCAL and one.site == site.slug,
-                        int(self._undefined[one.key][place].any(axis=(0, 2)).sum()),
-                    )
-                    for place, (site, value) in enumerate(zip(self.sites, means[one.key], strict=True))
-                ),
-                overall[one.key],
-                shade(overall[one.key].value),
-            )
+        places = range(len(self.sites))
+        found = [
+            (one, [self._bootstrap.mean(self._values[one.key], sites=[place]) for place in places])
             for one in self.contenders
         ]
+        known = [each.value for _, estimates in found for each in estimates if each.value is not None]
+        low, high = (min(known), max(known)) if known else (0.0, 0.0)
+
+        def shade(estimate: Estimate) -> int:
+            if estimate.value is None:
+                return 0
+            share = (estimate.value - low) / (high - low) if high > low else 0.5
+            return 1 + round((share if self.higher_is_better else 1 - share) * (SHADES - 1))
+
+        lines = []
+        for one, estimates in found:
+            is_whole = all(each.value is not None for each in estimates)
+            mean = self._bootstrap.mean(self._values[one.key]) if is_whole else Estimate()
+            cells = tuple(
+                Cell(
+                    site.slug,
+                    each,
+                    shade(each),
+                    is_own=one.role == Role.LOCAL and one.site == site.slug,
+                    undefined=int(undefined.any(axis=(0, 2)).sum()),
+                )
+                for site, each, undefined in zip(self.sites, estimates, self._undefined[one.key], strict=True)
+            )
+            lines.append(Line(one, cells, mean, shade(mean)))
+        return lines
 
     @cached_property
     def best_local(self) -> Contender | None:

@@ -34,7 +34,7 @@ class _Echo:
         return line
 
 
-def _csv(fields: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+def as_csv(fields: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     writer = csv.DictWriter(_Echo(), fields)
     yield writer.writerow(dict.fromkeys(fields) | {field: field for field in fields})
     for row in rows:
@@ -75,7 +75,7 @@ def event_dicts(experiment: Experiment) -> Iterator[dict[str, Any]]:
     return rows.values(*EVENT_FIELDS).iterator(chunk_size=BATCH)
 
 
-def _file(parts: Iterator[str], kind: str, name: str) -> StreamingHttpResponse:
+def as_file(parts: Iterator[str], kind: str, name: str) -> StreamingHttpResponse:
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return StreamingHttpResponse(parts, content_type=f"{kind}; charset=utf-8", headers=headers)
 
@@ -83,8 +83,8 @@ def _file(parts: Iterator[str], kind: str, name: str) -> StreamingHttpResponse:
 @require_GET
 def metrics_csv(request: HttpRequest, key: str) -> HttpResponse:
     experiment = visible_experiment(request.user, key)
-    return _file(
-        _csv(METRIC_FIELDS, metric_dicts(experiment, request.user)), "text/csv", f"fedportal-{key}-metrics.csv"
+    return as_file(
+        as_csv(METRIC_FIELDS, metric_dicts(experiment, request.user)), "text/csv", f"fedportal-{key}-metrics.csv"
     )
 
 
@@ -92,20 +92,20 @@ def metrics_csv(request: HttpRequest, key: str) -> HttpResponse:
 def metrics_json(request: HttpRequest, key: str) -> HttpResponse:
     experiment = visible_experiment(request.user, key)
     parts = _json(experiment, "metrics", metric_dicts(experiment, request.user))
-    return _file(parts, "application/json", f"fedportal-{key}-metrics.json")
+    return as_file(parts, "application/json", f"fedportal-{key}-metrics.json")
 
 
 @require_GET
 def journal_csv(request: HttpRequest, key: str) -> HttpResponse:
     experiment = visible_experiment(request.user, key)
-    return _file(_csv(EVENT_FIELDS, event_dicts(experiment)), "text/csv", f"fedportal-{key}-journal.csv")
+    return as_file(as_csv(EVENT_FIELDS, event_dicts(experiment)), "text/csv", f"fedportal-{key}-journal.csv")
 
 
 @require_GET
 def journal_json(request: HttpRequest, key: str) -> HttpResponse:
     experiment = visible_experiment(request.user, key)
     parts = _json(experiment, "events", event_dicts(experiment))
-    return _file(parts, "application/json", f"fedportal-{key}-journal.json")
+    return as_file(parts, "application/json", f"fedportal-{key}-journal.json")
 
 
 @require_GET

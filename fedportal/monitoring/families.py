@@ -52,6 +52,15 @@ class Family:
         return [member for run in self.runs for member in run.members]
 
     @property
+    def evaluations(self) -> list[Experiment]:
+        return [member for member in self.members if member.kind == Kind.CROSS_SITE]
+
+    @property
+    def measuring(self) -> list[Experiment]:
+        """The members that measure single cases: the federated runs at their end, and the cross-site evaluations."""
+        return [*(run.federated for run in self.runs), *self.evaluations]
+
+    @property
     def is_active(self) -> bool:
         return any(member.is_active for member in self.members)
 

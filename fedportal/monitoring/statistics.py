@@ -96,12 +96,6 @@ class Bootstrap:
         return Estimate(value, float(low), float(high))
 
 
-def site_means(values: Array) -> float | None:
-    """Return a site's value of [run, case, region]: mean over cases, then regions, then runs; ``None``: nothing there."""
-    value = _weighted(_site(values, np.ones((1, values.shape[1]))), np.ones((1, values.shape[0])))[0]
-    return float(value) if np.isfinite(value) else None
-
-
 def _resamples(count: int, draws: int, seed: tuple[int, ...]) -> Array:
     """Return how often each of ``count`` things is drawn [draw, thing]: one less of them than there are."""
     if count < 2:

@@ -2,13 +2,15 @@
 
 from django.urls import path
 
-from fedportal.monitoring import compare_views, converters, downloads, exports, views  # noqa: F401  (converters: experiment_key)
+from fedportal.monitoring import compare_exports, compare_views, converters, downloads, exports, views  # noqa: F401  (converters: experiment_key)
 
 app_name = "monitoring"
 urlpatterns = [
     path("", views.dashboard, name="dashboard"),
     path("experiments/<experiment_key:key>/", views.experiment, name="experiment"),
     path("experiments/<experiment_key:key>/compare/", compare_views.compare, name="compare"),
+    path("experiments/<experiment_key:key>/compare/cases.csv", compare_exports.cases_csv, name="compare-cases"),
+    path("experiments/<experiment_key:key>/compare/table.csv", compare_exports.table_csv, name="compare-table"),
     path("experiments/<experiment_key:key>/rounds/", views.rounds, name="rounds"),
     path("experiments/<experiment_key:key>/feed/", views.feed, name="feed"),
     path("experiments/<experiment_key:key>/sites/<slug:slug>/", views.site, name="site"),

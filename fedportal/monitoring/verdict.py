@@ -30,8 +30,7 @@ def headline(comparison: Comparison) -> list[str]:
     elif not comparison.family.has(Kind.POOLED):
         said.append("How much of pooled training it reached is open: there is no pooled baseline beside it.")
     if local is not None:
-        site = comparison.family.site_names.get(local.other.site, local.other.site)
-        text = f"It is {_against(comparison, local)} the best local-only model, that of {site}."
+        text = f"It is {_against(comparison, local)} {_name_of(comparison, local)}."
         said.append(text if _is_settled(local.gain) else f"{text} {UNSETTLED}")
     elif not comparison.family.has(Kind.LOCAL_ONLY):
         said.append("What a hospital reaches alone is open: there are no local-only baselines beside it.")
@@ -40,8 +39,12 @@ def headline(comparison: Comparison) -> list[str]:
 
 def about(comparison: Comparison, contrast: Contrast) -> str:
     """Return a contrast as a sentence."""
-    other = NAMES.get(contrast.other.role, contrast.other.label)
-    return f"Federated is {_against(comparison, contrast)} {other}."
+    return f"Federated is {_against(comparison, contrast)} {_name_of(comparison, contrast)}."
+
+
+def _name_of(comparison: Comparison, contrast: Contrast) -> str:
+    site = comparison.family.site_names.get(contrast.other.site, contrast.other.site)
+    return NAMES.get(contrast.other.role) or f"the best local-only model, that of {site}"
 
 
 def about_sites(comparison: Comparison) -> list[str]:
@@ -52,8 +55,8 @@ def about_sites(comparison: Comparison) -> list[str]:
     if known:
         better = [one for one, value in known if value > 0]
         sure = [one for one in better if one.gain.excludes_zero]
-        text = f"{len(better)} of {len(known)} sites get a better model from joining than from training alone"
-        said.append(f"{text}; {_how_many(len(sure), len(better))} certain at 95 %." if better else f"{text}.")
+        text = f"{len(better)} of {len(known)} sites get a better model from joining than from training alone."
+        said.append(f"{text} {_how_sure(len(sure), len(better))}" if better else text)
         low, least = min(known, key=lambda pair: pair[1])
         word = "gains least" if least > 0 else "loses most"
         if len(known) > 1:
@@ -66,10 +69,6 @@ def about_sites(comparison: Comparison) -> list[str]:
         whole = f"{text} (the sites' own models: {_size(comparison, alone)})." if alone is not None else f"{text}."
         said.append(whole)
     return said
-
-
-def undefined(comparison: Comparison) -> bool:
-    return any(cell.undefined for line in comparison.lines for cell in line.cells)
 
 
 def subject_of(comparison: Comparison) -> str:
@@ -121,7 +120,9 @@ def _number(value: float, places: int) -> str:
     return text.replace("-", "−") if float(text) else text.lstrip("-")
 
 
-def _how_many(sure: int, of: int) -> str:
+def _how_sure(sure: int, of: int) -> str:
     if sure == of:
-        return "that is" if of == 1 else "all of these are"
-    return "none of these is" if sure == 0 else f"{sure} of these {'is' if sure == 1 else 'are'}"
+        return "The interval of the gain lies above zero." if of == 1 else "The interval of each gain lies above zero."
+    if sure == 0:
+        return "No interval of a gain lies above zero: more cases would be needed to be sure."
+    return f"For {sure} of them the interval of the gain lies above zero."

@@ -1,5 +1,6 @@
 // The charts: what the toggles choose is drawn with Plotly, once per animation frame at most, and offered as a table.
 
+import { axisOf, escaped, header, layoutOf, palette } from "./drawing.js";
 import { ROUND, SECONDS, VALUE, X } from "./series.js";
 
 const MOST_DRAWN = 1500; // points per line; more than a chart has pixels only costs time
@@ -171,23 +172,16 @@ export class Curves {
   }
 
   #layout(chart, colour, time, unitName, unit, training) {
-    const axis = {
-      gridcolor: colour("--chart-grid"), linecolor: colour("--chart-axis"), zeroline: false, automargin: true, fixedrange: false,
-      tickfont: { size: 12 }, title: { font: { size: 12 }, standoff: 8 },
-    };
+    const axis = axisOf(colour);
     const rounds = this.#data.rounds;
     const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((one) => rounds / one <= 12) ?? 2000;
     return {
+      ...layoutOf(colour),
       uirevision: `${time}${training}`,
       height: Math.round(Math.min(380, Math.max(260, chart.plot.clientWidth * 0.55))),
       width: chart.plot.clientWidth,
       margin: { l: 48, r: 14, t: 8, b: 44 },
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("--chart-text") },
-      showlegend: false,
       hovermode: training ? "closest" : "x unified",
-      hoverlabel: { bgcolor: colour("--chart-surface"), bordercolor: colour("--chart-axis"), font: { color: colour("--chart-global"), size: 12 } },
       xaxis: {
         ...axis,
         title: { ...axis.title, text: time ? `${unitName} since the start` : "Rounds" },
@@ -257,7 +251,7 @@ export class Curves {
     table.className = "table";
     table.createCaption().textContent = `${chart.title}${chart.unit ? ` in ${chart.unit}` : ""}, newest round first`;
     const head = table.createTHead().insertRow();
-    for (const text of ["After round", ...lines.map((line) => line.label)]) head.append(header("col", text));
+    for (const text of ["After round", ...lines.map((line) => line.label)]) head.append(header("col", text, text !== "After round"));
     const body = table.createTBody();
     for (const [place, values] of [...rows].sort((a, b) => b[0] - a[0])) {
       const row = body.insertRow();
@@ -272,27 +266,8 @@ export class Curves {
   }
 }
 
-function header(scope, text) {
-  const cell = document.createElement("th");
-  cell.scope = scope;
-  cell.textContent = text;
-  if (scope === "col" && text !== "After round") cell.className = "number";
-  return cell;
-}
-
-/** Colours of the theme in use, read once per drawing. */
-function palette() {
-  const style = getComputedStyle(document.documentElement);
-  return (name) => style.getPropertyValue(name).trim();
-}
-
 /** At most MOST_DRAWN of the points, evenly, the last one always. */
 function thinned(points) {
   const every = Math.ceil(points.length / MOST_DRAWN);
   return every < 2 ? points : points.filter((_, index) => index % every === 0 || index === points.length - 1);
-}
-
-/** Plotly reads a little HTML in labels; a name is only text. */
-function escaped(text) {
-  return text.replace(/[<>&]/g, (sign) => ({ "<": "&lt;", ">": "&gt;", "&": "&amp;" })[sign]);
 }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from django import template
+from django.conf import settings
 
 from fedportal.monitoring.figures import Chart
 from fedportal.monitoring.statistics import Estimate
+from fedportal.sites.counts import Count, told_cases
 
 register = template.Library()
 
@@ -36,6 +38,20 @@ def signed_interval(estimate: Estimate, measure: Chart) -> str:
     if estimate.low is None or estimate.high is None:
         return ""
     return f"{_signed(estimate.low, measure.decimals)} to {_signed(estimate.high, measure.decimals)}"
+
+
+@register.simple_tag(takes_context=True)
+def case_count_at(context: template.Context, slug: str, number: int) -> Count:
+    """Write a number of cases at a site as far as the visitor may know it."""
+    told = told_cases(context.get("user"), slug, number)
+    return Count(told) if told is not None else Count(None, settings.FEDPORTAL_SMALL_COUNT)
+
+
+@register.simple_tag(takes_context=True)
+def undefined_cases(context: template.Context, slug: str, number: int) -> str:
+    """Say in how many cases a number is undefined: “2 undefined”."""
+    told = told_cases(context.get("user"), slug, number)
+    return "some undefined" if told is None else f"{told} undefined"
 
 
 def _signed(value: float, decimals: int) -> str:
