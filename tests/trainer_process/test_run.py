@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.trainer_process.bench import SCRIPTED, Bench, Ear, wait_for
-from trainer.contract import Exit, LaunchTicket
+from tests.trainer_process.bench import HOUR, SCRIPTED, Bench, Ear, wait_for
+from trainer.contract import Exit, Fetch, Kind, LaunchTicket, Subject, case_key
 from trainer.run import RESERVE, claim, exit_code_of, settle
 
 
@@ -75,10 +75,13 @@ def test_a_job_without_a_key_is_not_run_by_a_site_that_has_none(bench: Bench, tm
 
 @pytest.mark.store
 def test_large_files_of_a_run_are_gone_when_it_is_over(bench: Bench, tmp_path: Path) -> None:
-    ticket = bench.ticket()
-    finished(start(ticket, tmp_path))
-    names = {path.name for path in folder_of(ticket, tmp_path).iterdir()}
-    assert names == {"lock", "pid", "log.txt", "exit.json", "metrics.jsonl"}
+    key = "fedportal/abcd/r00002/global.safetensors"
+    other = Fetch(bench.store.presign_get(key, HOUR), bench.store.put_bytes(key, b"other"), 5)
+    compared = {"kind": Kind.EVALUATE, "case_key": case_key(b"s", "abcd"), "subjects": (Subject("best", (other,)),)}
+    for ticket in (bench.ticket(), bench.ticket(attempt=2, **compared)):
+        assert finished(start(ticket, tmp_path))[0] == Exit.OK
+        names = {path.name for path in folder_of(ticket, tmp_path).iterdir()}
+        assert names == {"lock", "pid", "log.txt", "exit.json", "metrics.jsonl"}
 
 
 @pytest.mark.store
