@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Q
 
 from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import plan_fields
@@ -168,11 +169,15 @@ def add(*, experiment: Experiment, kinds: Iterable[str], by: User) -> list[Exper
     them. What is there is not made twice; an evaluation that has begun is followed by another one. Raises
     :class:`BaselineRefused`.
     """
-    head = Experiment.objects.select_for_update().get(pk=experiment.head_id or experiment.pk)
+    # locked, so that nobody cancels one of them while something is put beside it
+    rows = Experiment.objects.select_for_update(no_key=True).order_by("pk")
+    head = rows.get(pk=experiment.head_id or experiment.pk)
     if head.is_draft:
         raise BaselineRefused("Choose the baselines of a draft in its form: they start with it.")
     wanted = {Baseline(kind) for kind in kinds}
-    runs = head.family.filter(kind=Kind.FEDERATED) if experiment.is_head else [experiment]
+    runs = rows.filter(pk=experiment.pk)
+    if experiment.is_head:
+        runs = rows.filter(Q(pk=head.pk) | Q(head=head), kind=Kind.FEDERATED)
     made = [new for run in runs for new in _add_beside(run, wanted, by)]
     experiment.refresh_from_db(fields=["baselines"])
     return made

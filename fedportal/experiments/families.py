@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.db import transaction
 from django.db.models import F
+from django.utils import timezone
 
 from fedportal.experiments import journal
 from fedportal.experiments.models import MEAN, Event, Experiment, Kind
@@ -31,7 +32,10 @@ def named(experiment: Experiment) -> str:
 
 
 def tell_begun(experiment: Experiment) -> None:
-    """Say in the journal of the run beside it that an experiment has begun. Inside the transaction of the change."""
+    """Note that an experiment's own work begins, which may have waited for others; the journal of the run that it stands
+    beside says so. Inside the transaction of the change."""
+    if experiment.head_id is not None:
+        Experiment.objects.filter(pk=experiment.pk).update(started_at=timezone.now())
     if experiment.beside is not None:
         journal.record(experiment.beside, "baseline_begun", f"{named(experiment)} has begun.", key=experiment.key)
 

@@ -20,7 +20,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from fedportal.connectors.errors import StoreUnreachable
-from fedportal.experiments import journal, lifecycle
+from fedportal.experiments import families, journal, lifecycle
 from fedportal.experiments.lifecycle import StaleClaim
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.states import ExperimentState, RoundState
@@ -168,6 +168,7 @@ class Engine:
                 self._fail_round(experiment, reason)
                 journal.record(experiment, "failed", f"The experiment failed: {reason}", level="bad")
                 lifecycle.move_experiment(experiment, ExperimentState.FAILED, because=reason)
+                families.tell_ended(experiment)
                 return Fail(reason)
             until = self.clock() + timedelta(seconds=min(60.0, 2.0**stumbles))
             lifecycle.fence(experiment, stumbles=stumbles, due_at=until, wakes_seen=experiment.wakes)
@@ -184,6 +185,8 @@ class Engine:
 
     def _linger(self, claim: Claim, outcome: Wait, lingers: Callable[[], bool]) -> bool:
         """Wait with an experiment; return True when there is something to do, False to give it back."""
+        if outcome.is_parked:
+            return False
         experiment = claim.experiment
         looked = 0.0
         # By both clocks: one that is set back while we wait must not make the wait longer.

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
-from trainer.contract import MetricRecord
+from trainer.contract import CaseScore, MetricRecord
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,14 @@ class Measured:
     site_run: int
     attempt: int
     records: tuple[MetricRecord, ...]
+
+
+@dataclass(frozen=True)
+class MeasuredCases:
+    """What an evaluation measured of each held-out case of a site."""
+
+    site: str
+    scores: tuple[CaseScore, ...]
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,7 @@ class Changes:
     new_attempts: list[NewAttempt] = field(default_factory=list)
     attempts: list[AttemptChange] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
+    cases: list[MeasuredCases] = field(default_factory=list)
     logs: list[LogText] = field(default_factory=list)
     model: NewModel | None = None
     score: Score | None = None
@@ -150,6 +159,10 @@ class Changes:
     checks: list[int] = field(default_factory=list)
     """Sites (ids) that should be checked soon."""
     part: str = ""
+    begins: bool = False
+    """Whether the experiment's own work begins: it may have waited for others of its family."""
+    gathers_subjects: bool = False
+    """Whether the models are to be chosen that an evaluation measures."""
 
     def say(self, kind: str, text: str, *, level: str = "info", site: str = "", **data: Any) -> None:
         self.lines.append(Line(kind, text, level, site, data))
@@ -164,11 +177,13 @@ class Advance:
 
 @dataclass(frozen=True)
 class Wait:
-    """Look again at ``until``, or when woken. ``reason``: shown to people when it is not the normal course."""
+    """Look again at ``until``, or when woken. ``reason``: shown to people when it is not the normal course. ``is_parked``:
+    nothing of it is under way anywhere, nobody needs to stay with it."""
 
     until: datetime
     changes: Changes = field(default_factory=Changes)
     reason: str = ""
+    is_parked: bool = False
 
 
 @dataclass(frozen=True)

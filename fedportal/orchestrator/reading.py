@@ -8,14 +8,16 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import OuterRef, Q, Subquery
+from django.db.models import Max, OuterRef, Q, Subquery
 from django.utils import timezone
 
+from fedportal.experiments.baselines import held_out, silent_sites
 from fedportal.experiments.models import (
     Artefact,
     Attempt,
     Experiment,
     GlobalModel,
+    Kind,
     Metric,
     Participation,
     Round,
@@ -25,6 +27,7 @@ from fedportal.experiments.states import ExperimentState, RoundState, SiteRunSta
 from fedportal.orchestrator.snapshot import (
     ArtefactView,
     AttemptView,
+    BesideView,
     ContributionView,
     Measurement,
     ModelView,
@@ -33,6 +36,7 @@ from fedportal.orchestrator.snapshot import (
     SiteRunView,
     Snapshot,
     StartView,
+    SubjectView,
     site_view,
 )
 from fedportal.sites.models import SiteCheck
@@ -52,6 +56,7 @@ def take(experiment: Experiment, now: datetime, *, before: Snapshot | None = Non
     """
     newest = experiment.rounds.order_by("number").last()
     state = RoundState(newest.state) if newest else None
+    earlier = before
     if before is not None and (state is RoundState.PENDING or now - before.sites_read_at > KNOWN_FOR):
         before = None
     if before is None:
@@ -85,6 +90,7 @@ def take(experiment: Experiment, now: datetime, *, before: Snapshot | None = Non
         max_relative_norm=experiment.max_relative_norm,
         participants=tuple(participants.values()),
         newest=_round(experiment, newest, now),
+        **_family(experiment, newest, earlier),
         site_runs=site_runs,
         strays=strays,
         incoming=incoming,
@@ -150,13 +156,46 @@ def _round(experiment: Experiment, row: Round | None, now: datetime) -> RoundVie
         number=row.number,
         is_evaluation=row.kind == "evaluate",
         state=row.status,
-        started_at=row.started_at,
+        started_at=_begun(experiment, row),
         dispatched_at=row.dispatched_at,
         deadline_at=None if row.deadline_at is None else row.deadline_at + paused,
         quorum_at=None if row.quorum_at is None else row.quorum_at + paused,
         paused=paused,
         timings=row.timings,
     )
+
+
+def _begun(experiment: Experiment, row: Round) -> datetime:
+    """Return since when a round is under way: the first one of a baseline not before the others have made way."""
+    if experiment.is_head or row.number > 1 or row.status is not RoundState.PENDING:
+        return row.started_at
+    ends = experiment.family.filter(turn__lt=experiment.turn).aggregate(last=Max("ended_at"))
+    return max(row.started_at, ends["last"] or row.started_at)
+
+
+def _family(experiment: Experiment, newest: Round | None, earlier: Snapshot | None) -> dict[str, Any]:
+    """Read what the others of its family have to do with an experiment. Once its turn has come, that stays the same."""
+    first = experiment.key if experiment.is_head else earlier.family if earlier else experiment.head.key
+    found: dict[str, Any] = {"kind": experiment.kind, "family": first}
+    if newest is None or experiment.is_head or experiment.status is not ExperimentState.RUNNING:
+        return found
+    if newest.number == 1 and newest.status is RoundState.PENDING and (other := experiment.waits_for) is not None:
+        return found | {"waits_for": other.title}
+    if experiment.kind == Kind.CROSS_SITE:
+        found["subjects"] = (earlier and earlier.subjects) or _subjects(experiment)
+    elif experiment.beside is not None:
+        found["beside"] = (earlier and earlier.beside) or _beside(experiment.beside)
+    return found
+
+
+def _beside(main: Experiment) -> BesideView:
+    told = frozenset[str]().union(*held_out(main).values())
+    return BesideView(held_out=tuple(sorted(told)), silent=tuple(silent_sites(main)))
+
+
+def _subjects(experiment: Experiment) -> tuple[SubjectView, ...]:
+    rows = experiment.subjects.prefetch_related("global_models").order_by("pk")
+    return tuple(SubjectView(row.name, tuple(model_view(model) for model in row.global_models.all())) for row in rows)
 
 
 def _paused(experiment: Experiment, since: datetime) -> timedelta:

@@ -8,9 +8,10 @@ from typing import Any
 
 from django.db import transaction
 
-from fedportal.experiments import journal, lifecycle
-from fedportal.experiments.models import Artefact, Attempt, Experiment, GlobalModel, Metric, Round, SiteRun
+from fedportal.experiments import families, journal, lifecycle
+from fedportal.experiments.models import Artefact, Attempt, CaseScore, Experiment, GlobalModel, Metric, Round, SiteRun
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
+from fedportal.experiments.subjects import gather_subjects
 from fedportal.orchestrator.outcomes import Changes, Fail, NewArtefact, Outcome, Score, SiteRunChange, Wait
 from fedportal.orchestrator.snapshot import RoundView, Snapshot
 from fedportal.sites.models import Site
@@ -31,7 +32,7 @@ def settle(
         fields["due_at"] = outcome.until
         fields["reason"] = outcome.reason
         if outcome.reason and outcome.reason != s.reason:
-            changes.say("waiting", outcome.reason, level="warn")
+            changes.say("waiting", outcome.reason, level="info" if outcome.is_parked else "warn")
     elif s.state is ExperimentState.RUNNING:
         fields["reason"] = ""
     if changes.rounds_planned is not None:
@@ -41,6 +42,7 @@ def settle(
         _site_runs(s, changes)
         _attempts(changes)
         _models(experiment, changes)
+        _cases(experiment, changes)
         if s.newest is not None:
             _round(s, s.round, outcome, now, seconds)
         if changes.new_round is not None:
@@ -49,6 +51,10 @@ def settle(
         if changes.checks:
             Site.objects.filter(pk__in=changes.checks, check_due_at__gt=now).update(check_due_at=now)
         _experiment(experiment, outcome)
+        if changes.begins:
+            families.tell_begun(experiment)
+        if changes.gathers_subjects:
+            gather_subjects(experiment)
         number = s.round.number if s.newest is not None else None
         for line in changes.lines:
             journal.record(
@@ -61,8 +67,10 @@ def _experiment(experiment: Experiment, outcome: Outcome) -> None:
     if isinstance(outcome, Fail):
         changes.say("failed", f"The experiment failed: {outcome.reason}", level="bad")
         lifecycle.move_experiment(experiment, ExperimentState.FAILED, because=outcome.reason)
+        families.tell_ended(experiment)
     elif changes.experiment_to is not None:
         lifecycle.move_experiment(experiment, changes.experiment_to, because=changes.experiment_because)
+        families.tell_ended(experiment)
 
 
 def _round(s: Snapshot, view: RoundView, outcome: Outcome, now: datetime, seconds: float) -> None:
@@ -176,6 +184,26 @@ def _models(experiment: Experiment, changes: Changes) -> None:
     if changes.score is not None:
         _score(experiment, changes.score)
     book_artefacts(changes.artefacts)
+
+
+def _cases(experiment: Experiment, changes: Changes) -> None:
+    """Write what was measured case by case. An evaluation that is taken up again replaces what a site told before."""
+    for measured in changes.cases:
+        CaseScore.objects.filter(experiment=experiment, site=measured.site).delete()
+        rows = (
+            CaseScore(
+                experiment=experiment,
+                site=measured.site,
+                subject=score.subject,
+                case=score.case,
+                name=score.name,
+                region=region,
+                value=value,
+            )
+            for score in measured.scores
+            for region, value in score.values.items()
+        )
+        CaseScore.objects.bulk_create(rows, batch_size=journal.BATCH)
 
 
 def book_artefacts(artefacts: Iterable[NewArtefact]) -> None:

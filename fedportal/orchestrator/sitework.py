@@ -23,6 +23,7 @@ from fedportal.connectors.objectstore import ObjectStore
 from fedportal.orchestrator.errands import Errands, Pace
 from fedportal.orchestrator.snapshot import AttemptView, ModelView, SiteView, Snapshot
 from trainer.contract import (
+    INCOMING_SUBJECT,
     LOG_NAME,
     MANIFEST_NAME,
     OPTIMIZER_NAME,
@@ -37,7 +38,9 @@ from trainer.contract import (
     Manifest,
     Put,
     Stored,
+    Subject,
     attempt_key,
+    case_key,
     manifest_from_json,
     round_prefix,
     signed,
@@ -146,6 +149,12 @@ def publish(s: Snapshot, attempt: AttemptView, dataset: str, tools: Tools) -> di
         optimizer_in=optimizer_in,
         optimizer_out=optimizer_out,
         metrics_url=f"{tools.public_url}/api/runs/{attempt.run}/metrics",
+        case_key=case_key(tools.secret, s.family or s.key),
+        held_out=() if s.beside is None else s.beside.held_out,
+        subjects=tuple(
+            Subject(subject.name, tuple(fetch(model.key, model.sha256, model.size) for model in subject.models))
+            for subject in s.subjects
+        ),
         expires_at=(s.now + lifetime).timestamp(),
     )
     data = signed(spec.to_json(), _key(attempt, tools))
@@ -235,9 +244,35 @@ def fetch_delivery(s: Snapshot, attempt: AttemptView, tools: Tools) -> Delivery 
     theirs = (manifest.run, manifest.experiment, manifest.round, manifest.site, manifest.attempt, manifest.kind)
     if theirs != (attempt.run, s.key, s.round.number, attempt.site.slug, attempt.number, kind):
         return Delivery(refused=f"The manifest is that of another run ({manifest.run}).")
-    if manifest.exit_code != 0 or s.round.is_evaluation:
+    if manifest.exit_code != 0:
         return Delivery(manifest)
+    if s.round.is_evaluation:
+        return Delivery(manifest, refused=_why_not_these_cases(s, manifest))
     return _judge(s, attempt, manifest, tools)
+
+
+def _why_not_these_cases(s: Snapshot, manifest: Manifest) -> str:
+    """Return why the scores of an evaluation's cases cannot be used; empty when they can.
+
+    A comparison needs every model at every case. The final evaluation of a run does without cases, where a trainer tells none.
+    """
+    subjects = {INCOMING_SUBJECT, *(subject.name for subject in s.subjects)}
+    regions = {region.name for region in s.plan.task.regions}
+    told = [(score.subject, score.case, score.name) for score in manifest.cases]
+    strange = {subject for subject, _, _ in told} - subjects
+    strange |= {case for _, case, _ in told} - set(manifest.held_out)
+    strange |= {region for score in manifest.cases for region in score.values} - regions
+    if strange:
+        return f"It measured what it was not asked for: {', '.join(sorted(strange))[:200]}."
+    if len(set(told)) != len(told):
+        return "It measured a case twice."
+    if s.kind != "cross_site":
+        return ""
+    names = {name for _, _, name in told} | {"dice"}
+    wanted = {(subject, case, name) for subject in subjects for case in manifest.held_out for name in names}
+    if not manifest.held_out or wanted - set(told):
+        return "It did not measure every model at every case. Its trainer may be older than the portal: update it."
+    return ""
 
 
 def _judge(s: Snapshot, attempt: AttemptView, manifest: Manifest, tools: Tools) -> Delivery:

@@ -129,7 +129,9 @@ class RoundView:
 
     @property
     def title(self) -> str:
-        return "Final evaluation" if self.is_evaluation else f"Round {self.number}"
+        if not self.is_evaluation:
+            return f"Round {self.number}"
+        return "Final evaluation" if self.number > 1 else "Cross-site evaluation"
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,23 @@ class StartView:
     sha256: str
     size: int
     title: str
+
+
+@dataclass(frozen=True)
+class SubjectView:
+    """A model that an evaluation measures beside the incoming one, or several whose probabilities are averaged."""
+
+    name: str
+    models: tuple[ModelView, ...]
+
+
+@dataclass(frozen=True)
+class BesideView:
+    """The federated run that an experiment stands beside. ``held_out``: pseudonyms of the cases that it was tested on.
+    ``silent``: names of the sites that told none."""
+
+    held_out: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -220,6 +239,14 @@ class Snapshot:
     sites_read_at: datetime = LONG_AGO
     reason: str = ""
     question: str = ""
+    kind: str = "federated"
+    family: str = ""
+    """Key of the first experiment of its family: cases have the same pseudonyms in all of it."""
+    waits_for: str = ""
+    """Title of the experiment that has to end before this one begins; empty: its turn has come."""
+    beside: BesideView | None = None
+    """Given when its turn has come; ``None``: it stands beside nothing."""
+    subjects: tuple[SubjectView, ...] = ()
     best_by: str = MEAN
     patience: int = 0
     start: StartView | None = None
@@ -239,6 +266,13 @@ class Snapshot:
     def model(self) -> ModelView:
         """The incoming model. Raises ``LookupError`` when it was not published yet."""
         return _there(self.incoming, "model")
+
+    @property
+    def candidates(self) -> tuple[Participant, ...]:
+        """The sites that the round at hand is for: all, or in cyclic weight transfer one after the other."""
+        if self.kind != "cyclic":
+            return self.participants
+        return (self.participants[(self.round.number - 1) % len(self.participants)],)
 
     def run_name(self, site: SiteView, attempt: int) -> str:
         return run_name(experiment=self.key, round=self.round.number, site=site.slug, attempt=attempt)

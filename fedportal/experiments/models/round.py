@@ -47,7 +47,9 @@ class Round(models.Model):
 
     @property
     def title(self) -> str:
-        return "Final evaluation" if self.kind == RoundKind.EVALUATE else f"Round {self.number}"
+        if self.kind != RoundKind.EVALUATE:
+            return f"Round {self.number}"
+        return "Final evaluation" if self.number > 1 else "Cross-site evaluation"  # which trains no round before
 
     @property
     def status(self) -> RoundState:

@@ -39,6 +39,8 @@ def collect(s: Snapshot, tools: Tools) -> Outcome:
     changes = Changes(part="collect")
     if s.round.is_evaluation:
         _score(s, changes)
+        if not s.admitted and s.kind == "cross_site":
+            return Fail(_why_not(s, s.site_runs), changes)
         if not s.admitted:
             changes.say(
                 "not_measured", "No site could measure the final model; it is kept without a score.", level="warn"
@@ -106,7 +108,7 @@ def aggregate(s: Snapshot, tools: Tools) -> Outcome:
         changes.site_runs.append(SiteRunChange(run.id, fields={"weight": merged.weights[run.site.slug]}))
     changes.say(
         "aggregated",
-        f"{s.round.title} aggregated from {len(s.admitted)} of {sites(len(s.participants))}.",
+        f"{s.round.title} aggregated from {len(s.admitted)} of {sites(len(s.candidates))}.",
         level="good",
         sha256=merged.sha256,
         left_out=[run.site.slug for run in s.site_runs if run.state is not SiteRunState.ADMITTED],

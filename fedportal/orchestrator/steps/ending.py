@@ -14,7 +14,7 @@ from fedportal.orchestrator.outcomes import Advance, Changes, Outcome, SiteRunCh
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, ModelView, Snapshot
 from fedportal.orchestrator.steps.watching import cancel_strays
-from fedportal.orchestrator.words import listed
+from fedportal.orchestrator.words import listed, sites
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,9 @@ def finish(s: Snapshot, tools: Tools) -> Outcome:
         text = f"{stray.site.name} has not confirmed the end of {stray.run}; it may still be computing."
         changes.say("unconfirmed", text, level="warn", site=stray.site.slug)
     made = {(artefact.model, artefact.kind) for artefact in s.artefacts}
-    changes.artefacts = [files.put_recipe(s, model, tools) for model in s.models if (model.id, "recipe") not in made]
-    for model in _worth_bundling(s.models, s.best_by):
+    own = () if s.kind == "cross_site" else s.models  # an evaluation only measures the models of others
+    changes.artefacts = [files.put_recipe(s, model, tools) for model in own if (model.id, "recipe") not in made]
+    for model in _worth_bundling(own, s.best_by) if s.kind == "federated" else ():
         if (model.id, "bundle") in made:
             continue
         try:
@@ -59,6 +60,9 @@ def finish(s: Snapshot, tools: Tools) -> Outcome:
 
 
 def _summary(s: Snapshot) -> str:
+    if s.kind == "cross_site":
+        models = 1 + len(s.subjects)
+        return f"{models} model{'s are' if models != 1 else ' is'} measured at {sites(len(s.admitted))}."
     text = f"The experiment is complete after {s.rounds_planned} round{'s' if s.rounds_planned != 1 else ''}."
     best = best_of(s.models, s.best_by)
     if best is None:

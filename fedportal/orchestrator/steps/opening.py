@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -35,6 +36,8 @@ INIT_TIMEOUT = 180.0
 CHECK_PATIENCE = 20.0
 FIRST_LOOK = timedelta(seconds=0.3)
 QUORUM_PAUSE = timedelta(seconds=15)
+FAMILY_PAUSE = timedelta(seconds=60)
+"""Whoever ends wakes those who wait for it; this is for when it could not."""
 
 
 def begin(_s: Snapshot, _tools: Tools) -> Outcome:
@@ -43,22 +46,36 @@ def begin(_s: Snapshot, _tools: Tools) -> Outcome:
 
 
 def open_round(s: Snapshot, tools: Tools) -> Outcome:
-    """PENDING: choose the sites that take part; wait while they are too few."""
-    changes = Changes(part="open")
-    problems = {p.id: p.problem for p in s.participants} | _asked(s, tools)
-    usable = [p for p in s.participants if not problems[p.id]]
+    """PENDING: choose the sites that take part; wait while they are too few, and for others of the family."""
+    if s.waits_for:
+        return Wait(s.now + FAMILY_PAUSE, reason=f"Waits until “{s.waits_for}” has ended.", is_parked=True)
+    changes = Changes(part="open", begins=s.round.number == 1 and not s.site_runs)
+    if s.kind == "cross_site" and s.incoming is None:
+        return Advance(Changes(part="open", gathers_subjects=True))
+    if s.beside is not None and s.beside.silent:
+        return Fail(_silent(s.beside.silent), changes)
+    problems = {p.id: p.problem for p in s.candidates} | _asked(s, tools)
+    usable = [p for p in s.candidates if not problems[p.id]]
     existing = {run.participant.id: run for run in s.site_runs}
     delivered = {id for id, run in existing.items() if run.state is SiteRunState.ADMITTED}
     quorum = 1 if s.round.is_evaluation else s.min_sites
     if len({p.id for p in usable} | delivered) < quorum:
         return _too_few(s, usable, problems, quorum, changes)
-    for participant in s.participants:
+    for participant in s.candidates:
         if participant.id not in delivered:
             _take_in(s, participant, problems[participant.id], existing.get(participant.id), changes)
     changes.round_through = (RoundState.PUBLISHING,)
+    changes.round_fields = {"started_at": s.round.started_at}
     if s.incoming is not None and _published_early(s, tools, changes):
         changes.round_through = (RoundState.PUBLISHING, RoundState.DISPATCHING)
     return Advance(changes)
+
+
+def _silent(names: Sequence[str]) -> str:
+    return (
+        f"{listed(names)} did not say which cases the run beside was tested on: a baseline could train on them, and the "
+        "comparison would be worth nothing."
+    )
 
 
 def _published_early(s: Snapshot, tools: Tools, changes: Changes) -> bool:
@@ -87,7 +104,7 @@ def _published_early(s: Snapshot, tools: Tools, changes: Changes) -> bool:
 
 def _asked(s: Snapshot, tools: Tools) -> dict[int, str]:
     """Ask the sites that no recent check speaks for; return the problem of each that has one."""
-    asked = [p for p in s.participants if not p.problem and not p.is_checked]
+    asked = [p for p in s.candidates if not p.problem and not p.is_checked]
     for p in asked:
         tools.errands.start(("check", p.site.id), partial(sitework.check, p.site, tools))
     tools.errands.wait([("check", p.site.id) for p in asked], CHECK_PATIENCE)
@@ -106,9 +123,9 @@ def _asked(s: Snapshot, tools: Tools) -> dict[int, str]:
 def _too_few(
     s: Snapshot, usable: list[Participant], problems: dict[int, str], quorum: int, changes: Changes
 ) -> Outcome:
-    failing = [p for p in s.participants if problems[p.id]]
+    failing = [p for p in s.candidates if problems[p.id]]
     reason = (
-        f"{s.round.title} waits for sites: {len(usable)} of {len(s.participants)} can take part, {quorum} are needed. "
+        f"{s.round.title} waits for sites: {len(usable)} of {len(s.candidates)} can take part, {quorum} are needed. "
         + " ".join(f"{p.site.name}: {problems[p.id]}" for p in failing)
     ).strip()
     if s.now >= s.round.started_at + s.deadline:
@@ -195,7 +212,9 @@ def dispatch(s: Snapshot, tools: Tools) -> Outcome:
     changes.round_through = (RoundState.EVALUATING if s.round.is_evaluation else RoundState.TRAINING,)
     changes.round_fields = {"dispatched_at": s.now, "deadline_at": s.now + s.deadline}
     taking_part = len(waiting) + len(delivered)
-    work = "measures the final model" if s.round.is_evaluation else f"begins from the model of {of(s.round.number - 1)}"
+    work = f"begins from the model of {of(s.round.number - 1)}"
+    if s.round.is_evaluation:
+        work = f"measures {1 + len(s.subjects)} models" if s.kind == "cross_site" else "measures the final model"
     names = listed([run.site.name for run in (*waiting, *delivered)])
     changes.say("round_started", f"{s.round.title} {work} at {sites(taking_part)}: {names}.")
     begun = sum(SiteRunState.DISPATCHED in change.through for change in changes.site_runs)

@@ -20,6 +20,7 @@ from fedportal.orchestrator.outcomes import (
     Changes,
     LogText,
     Measured,
+    MeasuredCases,
     NewAttempt,
     Outcome,
     SiteRunChange,
@@ -148,6 +149,7 @@ class _Watch:
                 "validation_cases": manifest.validation_cases,
                 "steps": manifest.steps,
                 "seconds": dict(manifest.seconds),
+                "held_out": list(manifest.held_out),
                 "update_sha256": manifest.update.sha256 if manifest.update else "",
                 "update_size": manifest.update.size if manifest.update else 0,
                 "update_norm": delivery.admission.norm if delivery.admission else None,
@@ -158,6 +160,8 @@ class _Watch:
             self.changes.say("rejected", text, level="bad", site=site.slug)
             return
         self._becomes(run, SiteRunState.UPLOADED, SiteRunState.ADMITTED, **fields)
+        if manifest is not None and manifest.cases:
+            self.changes.cases.append(MeasuredCases(site.slug, manifest.cases))
         took = (s.now - (attempt.launched_at or s.now)).total_seconds()
         done = "measured the model" if self.round.is_evaluation else "delivered its update"
         self.changes.say(
