@@ -126,7 +126,7 @@ class ExperimentViewSet(viewsets.GenericViewSet):
         return self._shown(experiment, status.HTTP_201_CREATED)
 
     def retrieve(self, request: Request, key: str) -> Response:
-        return Response(ExperimentSerializer(self.get_object()).data)
+        return Response(self.get_serializer(self.get_object()).data)
 
     def partial_update(self, request: Request, key: str) -> Response:
         """Change a draft: only what is sent is changed."""
@@ -242,7 +242,7 @@ class ExperimentViewSet(viewsets.GenericViewSet):
 
     def _shown(self, experiment: Experiment, code: int = status.HTTP_200_OK) -> Response:
         fresh = Experiment.objects.with_progress().select_related("owner", "cloned_from").get(pk=experiment.pk)
-        return Response(ExperimentSerializer(fresh).data, status=code)
+        return Response(self.get_serializer(fresh).data, status=code)
 
     def _checked(self, serializer: Serializer) -> dict[str, Any]:
         serializer.is_valid(raise_exception=True)

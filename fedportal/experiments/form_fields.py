@@ -79,6 +79,16 @@ class RegionsField(forms.CharField):
         return regions
 
 
+class SomeField(forms.MultipleChoiceField):
+    """Any of some choices, each once and in their order."""
+
+    widget = forms.CheckboxSelectMultiple
+
+    def clean(self, value: Any) -> list[str]:
+        ticked = super().clean(value)
+        return [str(choice) for choice, _ in self.choices if choice in ticked]
+
+
 class NumberField(forms.FloatField):
     """A number in a text field: a number field of the browser would throw away what it cannot read."""
 
@@ -104,6 +114,8 @@ def field_of(setting: Setting) -> forms.Field:
     match setting.kind:
         case Kind.CHOICE:
             field: forms.Field = forms.ChoiceField(choices=setting.choices, **common)
+        case Kind.SOME:
+            field = SomeField(choices=setting.choices, **{**common, "required": False})
         case Kind.YES_NO:
             field = forms.BooleanField(**{**common, "required": False})
         case Kind.REGION:

@@ -6,7 +6,7 @@ page as it was typed, with what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,17 +15,25 @@ from django.db.models import QuerySet
 
 from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import STRATEGIES, Strategy
-from fedportal.experiments import services
+from fedportal.experiments import baselines, services
 from fedportal.experiments.form_fields import RegionsField, field_of
-from fedportal.experiments.models import MEAN, Experiment, GlobalModel, best_of
+from fedportal.experiments.models import MEAN, Baseline, Experiment, GlobalModel, best_of
 from fedportal.experiments.plan import merged, nested, problems_of
-from fedportal.experiments.readiness import dataset_problem, initial_model_problem, site_problem, strategy_problem
+from fedportal.experiments.readiness import (
+    baseline_problems,
+    dataset_problem,
+    initial_model_problem,
+    site_problem,
+    strategy_problem,
+)
 from fedportal.experiments.recipe import (
+    BASELINE_TEXTS,
     STRATEGY_SETTINGS,
     Group,
     of_section,
     value_of,
 )
+from fedportal.experiments.review import step_table
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset, Site
 from fedportal.ui.validators import visible_line
@@ -50,6 +58,10 @@ class SectionForm(forms.Form):
     def changes(self) -> dict[str, Any]:
         """Return the arguments of ``services.update_draft`` for what was understood."""
         raise NotImplementedError
+
+    def context(self, user: User) -> dict[str, Any]:
+        """Return what the section's page shows beside the fields."""
+        return {}
 
     def save(self, by: User) -> bool:
         """Store what was understood; say whether that is all."""
@@ -342,8 +354,52 @@ class RoundsForm(SettingsForm):
                 self.errors.pop(setting.field, None)
 
 
+@dataclass(frozen=True)
+class BaselineChoice:
+    """A baseline that can be ticked. ``problem``: why it cannot be; one that is ticked all the same can be given up."""
+
+    name: str
+    label: str
+    text: str
+    is_ticked: bool
+    problem: str
+
+    @property
+    def is_closed(self) -> bool:
+        return bool(self.problem) and not self.is_ticked
+
+
+class WithBaselines(forms.BaseForm):
+    """A form with baselines to tick, for an experiment that may have some already."""
+
+    experiment: Experiment
+    present: Collection[str] = ()
+
+    def choices(self) -> list[BaselineChoice]:
+        """Return what is not there yet."""
+        problems, ticked = baselines.problems(self.experiment), self["baselines"].value() or ()
+        return [
+            BaselineChoice(one.value, one.label, BASELINE_TEXTS[one], one.value in ticked, problems.get(one.value, ""))
+            for one in Baseline
+            if one.value not in self.present
+        ]
+
+    def clean_baselines(self) -> list[str]:
+        chosen = self.cleaned_data["baselines"]
+        if problems := baseline_problems(self.experiment, chosen, beside=self.present):
+            raise forms.ValidationError(problems)
+        return chosen
+
+
+class ComparisonForm(WithBaselines, SettingsForm):
+    section, title = "comparison", "Comparison"
+
+    def context(self, user: User) -> dict[str, Any]:
+        return {"steps": step_table(self.experiment, user)}
+
+
 SECTIONS: dict[str, type[SectionForm]] = {
-    form.section: form for form in (QuestionForm, SitesForm, RecipeForm, RoundsForm)
+    form.section: form for form in (QuestionForm, SitesForm, RecipeForm, RoundsForm, ComparisonForm)
 }
 
 

@@ -213,9 +213,9 @@ def summary(experiment: Experiment) -> str:
     show = _Shown(experiment)
     parts = list(experiment.participations.select_related("dataset", "site"))
     task = experiment.plan.get("task") or {}
-    regions = _listed([region["name"] for region in task.get("regions", [])])
+    regions = listed([region["name"] for region in task.get("regions", [])])
     what = task.get("name") or "a task still to be chosen"
-    of = f" ({regions} from {_listed(task['channels'])})" if regions and task.get("channels") else ""
+    of = f" ({regions} from {listed(task['channels'])})" if regions and task.get("channels") else ""
     cases = total_of(count_for(None, part.site_id, part.dataset.train_cases) for part in parts)
     where = f"at {_count(len(parts), 'site')} with {cases} training cases" if parts else "at no site yet"
     answers = "the site answers" if len(parts) == 1 else f"at least {experiment.min_sites} of {len(parts)} sites answer"
@@ -249,7 +249,7 @@ def differences(a: Experiment, b: Experiment) -> list[tuple[str, str, str]]:
         ours, theirs = (_in_effect(x, setting) for x in (a, b))
         if ours != theirs:
             rows.append((setting.label, ours, theirs))
-    ours, theirs = (_listed([p.site.name for p in x.participations.select_related("site")]) or "none" for x in (a, b))
+    ours, theirs = (listed([p.site.name for p in x.participations.select_related("site")]) or "none" for x in (a, b))
     if ours != theirs:
         rows.insert(0, ("Sites", ours, theirs))
     for part in ("channels", "regions"):
@@ -287,10 +287,11 @@ def _regions(experiment: Experiment) -> str:
 
 
 def _channels(experiment: Experiment) -> str:
-    return _listed((experiment.plan.get("task") or {}).get("channels", [])) or "none"
+    return listed((experiment.plan.get("task") or {}).get("channels", [])) or "none"
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
+    """Return “a, b and c”."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 

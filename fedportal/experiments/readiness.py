@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from django.db.models import Prefetch
 
 from fedportal.aggregation.strategies import plan_fields, refusal
 from fedportal.experiments import baselines
-from fedportal.experiments.models import MEAN, Experiment, GlobalModel, Participation
+from fedportal.experiments.models import MEAN, Baseline, Experiment, GlobalModel, Participation
 from fedportal.experiments.plan import problems_of, task_signature
 from fedportal.experiments.recipe import BY_NAME
 from fedportal.sites.models import Dataset, Health, Site
@@ -18,6 +18,8 @@ from trainer.contract import Network, has_norm_entries
 
 OTHER_LABELS = {"task.regions": "Regions", "proximal_mu": "Strategy", "local_layers": "Strategy"}
 """Of parts of the plan that are no settings of their own."""
+
+ENSEMBLE_ALONE = "The ensemble averages the local-only models: tick “Local only”, too."
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,11 @@ def checklist(experiment: Experiment) -> list[Check]:
         Check("There is something to segment", "recipe", tuple(_sentences(task) if parts else ())),
         Check("The recipe can run", "recipe", (*_sentences(recipe), *_initial_model(experiment))),
         Check("Rounds and aggregation fit the sites", "rounds", tuple(_aggregation(experiment, parts))),
-        Check("What it is compared with can be trained", "rounds", tuple(_baselines(experiment))),
+        Check(
+            "What it is compared with can be trained",
+            "comparison",
+            tuple(baseline_problems(experiment, experiment.baselines)),
+        ),
     ]
 
 
@@ -127,19 +133,27 @@ def _aggregation(experiment: Experiment, parts: list[Participation]) -> Iterator
             yield "The recipe does not tell the sites what the strategy needs of them. Save the rounds again."
 
 
-def _baselines(experiment: Experiment) -> Iterator[str]:
-    if not experiment.baselines:
-        return
-    trouble = baselines.problems(experiment)
-    yield from dict.fromkeys(trouble[kind] for kind in experiment.baselines if kind in trouble)
-
-
 def best_by_problem(region: str, plan: Mapping[str, Any]) -> str:
     """Return why the best model cannot be chosen by a region's Dice; empty when it can."""
     names = [known["name"] for known in (plan.get("task") or {}).get("regions", [])]
     if region == MEAN or region in names:
         return ""
     return f"The best model is chosen by the Dice of {region}, which is no region of the task: choose another."
+
+
+def baseline_problems(experiment: Experiment, chosen: Collection[str], *, beside: Collection[str] = ()) -> list[str]:
+    """Return why an experiment cannot be compared with all that is chosen, ``beside`` what it has; empty when it can."""
+    if not chosen:
+        return []
+    impossible = baselines.problems(experiment)
+    found = list(dict.fromkeys(impossible[one] for one in Baseline if one in chosen and one in impossible))
+    if is_ensemble_alone({*chosen, *beside}):
+        found.append(ENSEMBLE_ALONE)
+    return found
+
+
+def is_ensemble_alone(chosen: Collection[str]) -> bool:
+    return Baseline.ENSEMBLE in chosen and Baseline.LOCAL_ONLY not in chosen
 
 
 SHAPES_WEIGHTS = ("name", "channels", "strides", "residual_units", "norm")

@@ -13,15 +13,16 @@ from enum import StrEnum
 from typing import Any
 
 from fedportal.aggregation.strategies import STRATEGIES, WEIGHTING, Option, Strategy
-from fedportal.experiments.models import MEAN, Experiment, Straggler, Weighting
+from fedportal.experiments.models import MEAN, Baseline, Experiment, Straggler, Weighting
 from trainer.contract import TrainingPlan
 
 
 class Kind(StrEnum):
-    """What a setting's value is. A *triple* is three values or ``None``; a *region* the name of one of the task's, or
-    *mean*; a *model* a global model of another experiment, or ``None``."""
+    """What a setting's value is. *Some* are any of its choices; a *triple* is three values or ``None``; a *region* the
+    name of one of the task's, or *mean*; a *model* a global model of another experiment, or ``None``."""
 
     CHOICE = "choice"
+    SOME = "some"
     WHOLE = "whole"
     NUMBER = "number"
     YES_NO = "yes_no"
@@ -82,10 +83,12 @@ class Setting:
 
     def show(self, value: Any) -> str:
         """Return the value as people read it, with its unit."""
-        if value is None or value == "":
+        if value is None or value in ("", []):
             return self.empty
         if self.kind is Kind.CHOICE:
             return str(dict(self.choices).get(value, value))
+        if self.kind is Kind.SOME:
+            return ", ".join(str(label) for choice, label in self.choices if choice in value)
         if self.kind is Kind.REGION:
             return "mean Dice over regions" if value == MEAN else f"Dice of {value}"
         if self.kind is Kind.MODEL:
@@ -135,6 +138,13 @@ GROUPS = (
         "rounds",
     ),
     Group("patience", "Waiting for sites", "What happens when a site is slow or fails.", "rounds"),
+    Group(
+        "baselines",
+        "Compare with",
+        "What else is trained for the same number of gradient steps, and measured on the same cases.",
+        "comparison",
+    ),
+    Group("repeats", "Repeats", "One run can be lucky. Several show how much of a difference is chance.", "comparison"),
 )
 
 NETWORK_CHOICES = (
@@ -171,6 +181,14 @@ AUGMENTATION_CHOICES = (
 )
 PRECISION_CHOICES = (("float32", "Full (float32)"), ("mixed", "Mixed (faster on a GPU)"))
 NORM_CHOICES = (("instance", "Instance"), ("batch", "Batch"), ("group", "Group"))
+
+BASELINE_TEXTS = {
+    Baseline.POOLED: "One model is trained on the cases of all sites in one place: what does it cost that the data stay apart?",
+    Baseline.LOCAL_ONLY: "Each site trains on its own cases alone: what does a hospital get from taking part?",
+    Baseline.ENSEMBLE: "The local-only models predict together: is one common model better? Needs “Local only”.",
+    Baseline.CYCLIC: "One model goes from site to site and trains at each in turn: is averaging better than passing on?",
+}
+"""The question that each baseline answers."""
 
 _K = Kind
 SETTINGS: tuple[Setting, ...] = (
@@ -270,6 +288,19 @@ SETTINGS: tuple[Setting, ...] = (
         _K.NUMBER, "patience", unit="minutes", low=0, high=43_200, needs=("stragglers", ("drop",)), advanced=True, of_plan=False,
     ),
     Setting("max_attempts", "Attempts per site and round", "How often a failing site is started again in a round.", _K.WHOLE, "patience", low=1, high=99, advanced=True, of_plan=False),
+    Setting(
+        "baselines", "Baselines", "Each is run like the experiment itself, after it, with its recipe and seed.",
+        _K.SOME, "baselines", choices=tuple(Baseline.choices), empty="none", of_plan=False,
+    ),
+    Setting(
+        "compare_every", "Cross-site evaluation every",
+        "Every site measures every model on its own held-out cases. 0: the last and the best model only; else also those of every so many rounds.",
+        _K.WHOLE, "baselines", unit="rounds", low=0, high=10_000, zero="the last and the best model only", of_plan=False,
+    ),
+    Setting(
+        "repeats", "Number of seeds", "The experiment and its baselines are run so many times, each time with the next random seed.",
+        _K.WHOLE, "repeats", unit="seeds", low=1, high=20, of_plan=False,
+    ),
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from fedportal.accounts.models import User
 from fedportal.aggregation.errors import AggregationRefused
 from fedportal.aggregation.strategies import WEIGHTING, Strategy, plan_fields
 from fedportal.experiments import bundles, services
-from fedportal.experiments.models import Experiment, GlobalModel
+from fedportal.experiments.models import Baseline, Experiment, GlobalModel
 from fedportal.experiments.plan import (
     MAX_REGION_NAME,
     PRESETS,
@@ -20,11 +20,17 @@ from fedportal.experiments.plan import (
     nested,
     preset_plan,
     problems_of,
-    summary,
     with_task_of,
 )
-from fedportal.experiments.readiness import best_by_problem, initial_model_problem
+from fedportal.experiments.readiness import (
+    ENSEMBLE_ALONE,
+    baseline_problems,
+    best_by_problem,
+    initial_model_problem,
+    is_ensemble_alone,
+)
 from fedportal.experiments.recipe import SETTINGS, Kind, Setting, flatten
+from fedportal.experiments.review import planned_steps, sentence
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset, Site
 from fedportal.ui.serializers import StrictSerializer
@@ -94,6 +100,9 @@ def field_of(setting: Setting) -> serializers.Field:
     match setting.kind:
         case Kind.CHOICE:
             return serializers.ChoiceField(choices=setting.choices, **common)
+        case Kind.SOME:
+            choice = serializers.ChoiceField(choices=setting.choices)
+            return serializers.ListField(child=choice, max_length=len(setting.choices), **common)
         case Kind.REGION:
             return serializers.CharField(max_length=MAX_REGION_NAME, **common)
         case Kind.MODEL:
@@ -207,6 +216,10 @@ class ExperimentSerializer(
     participants = ParticipantSerializer(source="participations", many=True, required=False)
     plan = PlanSerializer(required=False)
     summary = serializers.SerializerMethodField(help_text="The plan in one sentence.")
+    gradient_steps = serializers.SerializerMethodField(
+        help_text="Planned steps of the experiment and of every baseline, by name; null where they would tell a small "
+        "number of cases, empty while the plan is incomplete."
+    )
     created_at = serializers.DateTimeField(read_only=True)
     started_at = serializers.DateTimeField(read_only=True, allow_null=True)
     ended_at = serializers.DateTimeField(read_only=True, allow_null=True)
@@ -217,7 +230,11 @@ class ExperimentSerializer(
 
     @extend_schema_field(serializers.CharField)
     def get_summary(self, experiment: Experiment) -> str:
-        return summary(experiment)
+        return sentence(experiment)
+
+    @extend_schema_field(serializers.DictField(child=serializers.IntegerField(allow_null=True)))
+    def get_gradient_steps(self, experiment: Experiment) -> dict[str, int | None]:
+        return {steps.name: steps.count for steps in planned_steps(experiment, self.context["request"].user)}
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Refuse values that are right one by one but not together."""
@@ -235,12 +252,20 @@ class ExperimentSerializer(
         after = merged(before, attrs.get("plan", {}))
         start = attrs.get("initial_model")
         found = {
+            "baselines": self._baselines_problem(attrs),
             "best_by": best_by_problem(attrs["best_by"], after) if "best_by" in attrs else "",
             "initial_model": initial_model_problem(start, after) if start else "",
         }
         if problems := {name: [text] for name, text in found.items() if text}:
             raise serializers.ValidationError(problems)
         return attrs
+
+    def _baselines_problem(self, attrs: dict[str, Any]) -> str:
+        """Return why it cannot be compared with what is chosen. With new participants the readiness tells the rest."""
+        chosen = attrs.get("baselines", [])
+        if self.instance and "participations" not in attrs:
+            return " ".join(baseline_problems(self.instance, chosen))
+        return ENSEMBLE_ALONE if is_ensemble_alone(chosen) else ""
 
     def _following_from_strategy(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Return the plan's fields that the strategy decides about; refuse options that it does not take."""
@@ -258,6 +283,9 @@ class ExperimentSerializer(
 
     def plan_before(self, attrs: dict[str, Any]) -> dict[str, Any]:
         return self.instance.plan
+
+    def validate_baselines(self, chosen: list[str]) -> list[str]:
+        return [one.value for one in Baseline if one.value in chosen]
 
     def validate_participants(self, datasets: list[Dataset]) -> list[Dataset]:
         if len({dataset.site_id for dataset in datasets}) < len(datasets):

@@ -19,9 +19,10 @@ from fedportal.accounts.models import User
 from fedportal.experiments import bundles, services
 from fedportal.experiments.forms import SECTIONS, FilterForm, SectionForm
 from fedportal.experiments.models import Experiment, GlobalModel
-from fedportal.experiments.plan import PRESETS, differences, summary
+from fedportal.experiments.plan import PRESETS, differences
 from fedportal.experiments.readiness import checklist
 from fedportal.experiments.recipe import GROUPS, has_effect, of_section, value_of
+from fedportal.experiments.review import sentence, step_table
 from fedportal.sites.models import Site
 from fedportal.ui.permissions import ComposerRequiredMixin, composer_required, require
 
@@ -100,7 +101,7 @@ class Composer(View):
         if experiment is None:
             return redirect("monitoring:experiment", key=key)
         if section == REVIEW:
-            return self._render(experiment, "experiments/review.html", **_review(experiment))
+            return self._render(experiment, "experiments/review.html", **_review(experiment, request.user))
         return self._form_page(self._form_class(section)(experiment=experiment))
 
     def post(self, request: HttpRequest, key: str, section: str = "question") -> HttpResponse:
@@ -139,6 +140,7 @@ class Composer(View):
             refused=sum(bool(field.errors) for field in form),
             previous=order[place - 1] if place else "",
             following=order[place + 1],
+            **form.context(self.request.user),
         )
 
     def _render(self, experiment: Experiment, template: str, status: int = 200, **context: Any) -> HttpResponse:
@@ -158,7 +160,7 @@ class Composer(View):
         return render(self.request, template, context, status=status)
 
 
-def _review(experiment: Experiment) -> dict[str, Any]:
+def _review(experiment: Experiment, user: User) -> dict[str, Any]:
     groups = []
     for section in dict.fromkeys(group.section for group in GROUPS):
         for group, settings in of_section(section):
@@ -166,8 +168,9 @@ def _review(experiment: Experiment) -> dict[str, Any]:
             rows = [(setting, setting.show(value_of(experiment, setting))) for setting in used]
             groups.append((group, rows))
     return {
-        "sentence": summary(experiment),
+        "sentence": sentence(experiment),
         "groups": groups,
+        "steps": step_table(experiment, user),
         "participations": experiment.participations.select_related("site", "dataset"),
         "changed": differences(experiment.cloned_from, experiment) if experiment.cloned_from else [],
     }

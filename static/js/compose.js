@@ -1,5 +1,5 @@
 // The composer works without this. It spares a mistake: leaving with unsaved entries, ticking datasets that do not go
-// together, filling in a setting that the chosen optimizer or schedule does not use.
+// together, filling in a setting that the chosen optimizer or schedule does not use. And it counts gradient steps.
 
 const form = document.querySelector("[data-composer]");
 
@@ -7,6 +7,8 @@ if (form) {
   warnBeforeLosing(form);
   markDatasets(document.querySelectorAll("input[data-task]"));
   for (const control of form.querySelectorAll("[data-needs]")) onlyWithEffect(control);
+  for (const box of form.querySelectorAll("input[data-with]")) tickTogether(box, form.querySelector(`[value="${box.dataset.with}"]`));
+  if (form.querySelector("[data-together]")) countSteps(form);
 }
 for (const link of document.querySelectorAll("[data-reveal]")) {
   link.addEventListener("click", () => document.querySelector(link.hash)?.focus());
@@ -43,5 +45,30 @@ function onlyWithEffect(control) {
     field.hidden = !hasEffect && !field.classList.contains("field--refused");
   };
   choice.addEventListener("change", update);
+  update();
+}
+
+/** A baseline that is made of another one's models comes and goes with it. */
+function tickTogether(box, other) {
+  box.addEventListener("input", () => box.checked && !other.disabled && (other.checked = true));
+  other.addEventListener("input", () => !other.checked && (box.checked = false));
+}
+
+/** Keep the table of gradient steps at what is ticked. A step that is not told has no number, and so has no sum. */
+function countSteps(form) {
+  const together = form.querySelector("[data-together]");
+  const update = () => {
+    const seeds = Math.max(1, Math.floor(Number(form.elements.repeats.value)) || 1);
+    let sum = 0;
+    for (const row of form.querySelectorAll("[data-baseline]")) {
+      const box = form.querySelector(`[name="baselines"][value="${row.dataset.baseline}"]`);
+      const isTrained = !box || box.checked;
+      row.classList.toggle("is-left-out", !isTrained);
+      if (isTrained) sum += row.dataset.steps === "" ? NaN : Number(row.dataset.steps);
+    }
+    together.textContent = Number.isNaN(sum) ? "not told" : seeds * sum;
+    form.querySelector("[data-seeds]").textContent = seeds === 1 ? "1 seed" : `${seeds} seeds`;
+  };
+  form.addEventListener("input", update);
   update();
 }

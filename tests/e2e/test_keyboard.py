@@ -47,7 +47,7 @@ def test_the_keyboard_alone_composes_and_starts_an_experiment(open_page, stack):
     press(page, "New experiment", "A", "**/experiments/new/")
     press(page, "preset: Brain tumour, laptop size", "BUTTON", "**/edit/**")
     write(page, "Name", "Keyboard only")
-    for section in ("sites", "recipe", "rounds"):
+    for section in ("sites", "recipe", "rounds", "comparison"):
         press(page, "Continue", "BUTTON", f"**/edit/{section}/")
     write(page, "Rounds", "1")
     write(page, "Local epochs", "1")

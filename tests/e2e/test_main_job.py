@@ -158,7 +158,10 @@ def test_no_page_has_a_barrier_that_axe_can_find(open_page, stack, theme, width)
         "/",
         "/experiments/",
         "/experiments/new/",
-        *(f"/experiments/{draft}/edit/{section}/" for section in ("question", "sites", "recipe", "rounds", "review")),
+        *(
+            f"/experiments/{draft}/edit/{section}/"
+            for section in ("question", "sites", "recipe", "rounds", "comparison", "review")
+        ),
         f"/experiments/{key}/",
         f"/experiments/{key}/models/",
         "/sites/",

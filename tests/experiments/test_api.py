@@ -76,7 +76,18 @@ def test_an_empty_request_makes_the_reference_experiment(api):
 
 def test_what_is_read_can_be_sent_back(api, draft):
     body = api.get(address(draft)).json()
-    read_only = {"key", "owner", "viewers", "cloned_from", "state", "reason", "round", "dice", "summary"}
+    read_only = {
+        "key",
+        "owner",
+        "viewers",
+        "cloned_from",
+        "state",
+        "reason",
+        "round",
+        "dice",
+        "summary",
+        "gradient_steps",
+    }
     sent = {name: value for name, value in body.items() if name not in read_only and not name.endswith("_at")}
     sent["plan"] = body["plan"] | {"task": {"regions": body["plan"]["task"]["regions"]}}
     answer = api.patch(address(draft), sent, format="json")
@@ -193,6 +204,16 @@ REFUSED = [
     ({"stragglers": "shout"}, "stragglers"),
     ({"grace_minutes": -1}, "grace_minutes"),
     ({"max_attempts": 100}, "max_attempts"),
+    ({"baselines": ["voting"]}, "baselines"),
+    ({"baselines": ["pooled", "ensemble"]}, "baselines"),
+    ({"baselines": "pooled"}, "baselines"),
+    ({"baselines": None}, "baselines"),
+    ({"repeats": 0}, "repeats"),
+    ({"repeats": 21}, "repeats"),
+    ({"repeats": True}, "repeats"),
+    ({"compare_every": -1}, "compare_every"),
+    ({"compare_every": 10_001}, "compare_every"),
+    ({"gradient_steps": {}}, "gradient_steps"),
     ({"participants": "all"}, "participants"),
     ({"participants": [{"site": "mainz"}]}, "participants"),
     ({"participants": [{"site": "mainz", "dataset": "Task99"}]}, "participants"),

@@ -1,4 +1,5 @@
-"""The composer's strategies in a real browser: only the chosen one's options are in sight, and nothing for axe to find."""
+"""The composer in a real browser: only the chosen strategy's options are in sight, the gradient steps follow the ticks,
+and there is nothing for axe to find."""
 
 import pytest
 from django.conf import settings
@@ -45,6 +46,10 @@ def test_axe_finds_nothing_and_nothing_scrolls_sideways(open_page, draft, theme,
         summary.click()
     assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]
+    page.goto(f"/experiments/{draft.key}/edit/comparison/")
+    page.get_by_text("Cyclic weight transfer").first.click()
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]
     assert page.complaints == []
 
 
@@ -60,7 +65,8 @@ def test_only_the_options_of_the_chosen_strategy_are_in_sight(open_page, draft):
     page.get_by_label("FedAvgM: server momentum").fill("0.7")
     page.get_by_label("Stop early after").fill("3")
     page.get_by_role("button", name="Continue").click()
-    page.wait_for_url("**/review/")
+    page.wait_for_url("**/comparison/")
+    page.goto(f"/experiments/{draft.key}/edit/review/")
     assert page.get_by_text("combine the updates by FedAvgM (server learning rate 1, server momentum 0.7)").is_visible()
     draft.refresh_from_db()
     assert (draft.strategy, draft.patience) == ("fedavgm", 3)
@@ -83,7 +89,7 @@ def test_a_refusal_stands_at_the_strategy_with_its_reason(open_page, draft):
     assert page.get_by_text("needs at least 3 sites in every round, not 2").first.is_visible()
     page.get_by_label("Quorum").fill("3")
     page.get_by_role("button", name="Continue").click()
-    page.wait_for_url("**/review/")
+    page.wait_for_url("**/comparison/")
 
 
 def test_an_experiment_can_start_from_anothers_model(open_page, draft):
@@ -95,3 +101,37 @@ def test_an_experiment_can_start_from_anothers_model(open_page, draft):
     page.get_by_role("button", name="Continue").click()
     page.goto(f"/experiments/{draft.key}/edit/review/")
     assert page.get_by_text("model of round 1 of “Before”").first.is_visible()
+
+
+def test_the_gradient_steps_follow_the_ticks_and_the_ensemble_brings_the_local_only_models(open_page, draft):
+    page = open_page(f"/experiments/{draft.key}/edit/comparison/")
+    alone, together = page.get_by_role("checkbox", name="Local only", exact=True), page.locator("[data-together]")
+    assert together.text_content() == "24"  # 2 rounds of 4 steps at 3 sites
+    page.get_by_role("checkbox", name="Ensemble of the local-only models", exact=True).focus()
+    page.keyboard.press("Space")
+    assert alone.is_checked()
+    assert together.text_content() == "48"
+    page.get_by_label("Number of seeds").fill("3")
+    assert together.text_content() == "144"
+    assert page.get_by_text("with 3 seeds").is_visible()
+    alone.uncheck()
+    assert not page.get_by_role("checkbox", name="Ensemble of the local-only models", exact=True).is_checked()
+    page.get_by_role("checkbox", name="Pooled", exact=True).check()
+    page.get_by_role("button", name="Continue").click()
+    page.wait_for_url("**/review/")
+    assert page.get_by_text(
+        "compared with pooled training of the same 24 gradient steps; all of it with 3 seeds."
+    ).is_visible()
+    draft.refresh_from_db()
+    assert (draft.baselines, draft.repeats) == (["pooled"], 3)
+
+
+def test_without_scripts_the_ensemble_alone_is_refused_at_its_ticks(open_page, draft):
+    page = open_page(f"/experiments/{draft.key}/edit/comparison/", java_script_enabled=False)
+    page.get_by_role("checkbox", name="Ensemble of the local-only models", exact=True).check()
+    page.get_by_role("button", name="Save draft").click()
+    assert page.get_by_text("tick “Local only”, too").first.is_visible()
+    page.get_by_role("checkbox", name="Local only", exact=True).check()
+    page.get_by_role("button", name="Save draft").click()
+    draft.refresh_from_db()
+    assert draft.baselines == ["local_only", "ensemble"]

@@ -7,9 +7,10 @@ from django.utils import timezone
 
 from fedportal.aggregation.strategies import STRATEGIES
 from fedportal.experiments import services
-from fedportal.experiments.forms import SECTIONS, QuestionForm, RecipeForm, RoundsForm, SitesForm
+from fedportal.experiments.forms import SECTIONS, ComparisonForm, QuestionForm, RecipeForm, RoundsForm, SitesForm
 from fedportal.experiments.readiness import checklist
 from fedportal.experiments.recipe import BY_FIELD, SETTINGS, STRATEGY_SETTINGS, number_text
+from fedportal.sites.models import Site
 from tests.factories import ada, make_dataset, make_experiment, make_plan, make_site
 
 pytestmark = pytest.mark.django_db
@@ -31,6 +32,7 @@ RIGHT = {
         "rounds": "12", "local_epochs": "3", "strategy": "fedavg", "weighting": "cases", "max_relative_norm": "",
         "best_by": "mean", "patience": "0", "min_sites": "2", "deadline_minutes": "30", "stragglers": "wait", "grace_minutes": "5", "max_attempts": "3",
     },
+    "comparison": {"baselines": ["pooled", "local_only", "ensemble", "cyclic"], "compare_every": "5", "repeats": "3"},
 }  # fmt: skip
 
 REFUSED = [
@@ -97,6 +99,12 @@ REFUSED = [
     ("rounds", "stragglers", "shout", "not one of the available choices"),
     ("rounds", "grace_minutes", "-1", "greater than or equal to 0"),
     ("rounds", "max_attempts", "100", "less than or equal to 99"),
+    ("comparison", "baselines", ["voting"], "not one of the available choices"),
+    ("comparison", "baselines", ["pooled", "ensemble"], "tick “Local only”, too"),
+    ("comparison", "compare_every", "-1", "greater than or equal to 0"),
+    ("comparison", "compare_every", "often", "Write a whole number."),
+    ("comparison", "repeats", "0", "greater than or equal to 1"),
+    ("comparison", "repeats", "21", "less than or equal to 20"),
 ]  # fmt: skip
 
 
@@ -171,7 +179,7 @@ def test_small_numbers_are_shown_without_an_exponent(draft):
 
 
 def test_every_setting_has_help_and_range_or_default_beside_it(draft):
-    for form in (RecipeForm(experiment=draft), RoundsForm(experiment=draft)):
+    for form in (RecipeForm(experiment=draft), RoundsForm(experiment=draft), ComparisonForm(experiment=draft)):
         for name, field in form.fields.items():
             if setting := BY_FIELD.get(name):
                 assert setting.help in field.help_text
@@ -354,3 +362,45 @@ def test_an_option_that_was_refused_keeps_its_last_value(draft):
     assert not rounds_form(draft, "fedadam", fedadam_beta1="5", fedadam_tau="0.1").save(draft.owner)
     draft.refresh_from_db()
     assert (draft.strategy_options["beta1"], draft.strategy_options["tau"]) == (0.5, 0.1)
+
+
+# --- comparison -------------------------------------------------------------------------------------
+
+
+def comparison_form(draft, *baselines, **typed):
+    return ComparisonForm(RIGHT["comparison"] | {"baselines": list(baselines)} | typed, experiment=draft)
+
+
+def test_what_it_is_compared_with_is_kept_in_one_order(draft):
+    assert comparison_form(draft, "cyclic", "pooled", "cyclic").save(draft.owner)
+    draft.refresh_from_db()
+    assert (draft.baselines, draft.compare_every, draft.repeats) == (["pooled", "cyclic"], 5, 3)
+    assert comparison_form(draft, repeats="1").save(draft.owner)
+    draft.refresh_from_db()
+    assert (draft.baselines, draft.repeats) == ([], 1)
+
+
+def test_a_baseline_that_cannot_be_is_closed_with_its_reason_and_refused(draft):
+    Site.objects.filter(participations__experiment=draft).update(connector="airflow")
+    closed = {choice.name: choice for choice in ComparisonForm(experiment=draft).choices()}
+    assert [name for name, choice in closed.items() if choice.is_closed] == ["pooled"]
+    assert "may not leave the hospital" in closed["pooled"].problem
+    form = comparison_form(draft, "pooled", "cyclic")
+    assert not form.save(draft.owner)
+    assert "may not leave the hospital" in form.errors["baselines"][0]
+    draft.refresh_from_db()
+    assert (draft.baselines, draft.repeats) == ([], 3)  # the rest was understood
+
+
+def test_a_chosen_baseline_that_has_become_impossible_can_be_given_up_and_keeps_the_draft_from_starting(draft):
+    assert comparison_form(draft, "local_only", "ensemble").save(draft.owner)
+    draft.participations.exclude(pk=draft.participations.first().pk).delete()
+    services.update_draft(experiment=draft, by=draft.owner, fields={"min_sites": 1})
+    shown = {choice.name: choice for choice in ComparisonForm(experiment=draft).choices()}
+    assert [choice.is_closed for choice in shown.values()] == [True, False, False, True]
+    assert "at least two sites" in shown["local_only"].problem
+    [check] = [check for check in checklist(draft) if not check.ok]
+    assert (check.section, len(check.problems)) == ("comparison", 1)
+    assert comparison_form(draft).save(draft.owner)
+    draft.refresh_from_db()
+    assert all(check.ok for check in checklist(draft))

@@ -276,7 +276,14 @@ def test_the_list_costs_the_same_for_one_and_for_many(browser, owner, django_ass
 def test_the_composer_costs_the_same_for_three_sites_and_for_twelve(browser, owner, django_assert_max_num_queries):
     for sites in (3, 12):
         experiment = make_experiment(owner, sites=sites)
-        for section, most in (("question", 8), ("sites", 12), ("recipe", 8), ("rounds", 9), ("review", 9)):
+        for section, most in (
+            ("question", 8),
+            ("sites", 12),
+            ("recipe", 8),
+            ("rounds", 9),
+            ("comparison", 13),
+            ("review", 11),
+        ):
             with django_assert_max_num_queries(most):
                 browser.get(edit(experiment, section))
 

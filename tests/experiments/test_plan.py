@@ -118,7 +118,12 @@ def test_the_choices_of_the_table_are_those_of_the_contract(setting):
 
 
 def test_every_setting_stands_in_one_section():
-    shown = [s.name for section in ("recipe", "rounds") for _, settings in of_section(section) for s in settings]
+    shown = [
+        s.name
+        for section in ("recipe", "rounds", "comparison")
+        for _, settings in of_section(section)
+        for s in settings
+    ]
     assert sorted(shown) == sorted(s.name for s in ALL_SETTINGS)
 
 

@@ -115,6 +115,7 @@ def averaged_moments(strategy, norm="instance"):
         (nothing_held_out, "sites", "one held out to validate with"),
         (other_labels, "sites", "has other channels or labels than the experiment's task"),
         (other_channels, "sites", "has other channels or labels than the experiment's task"),
+        (fields(baselines=["ensemble"]), "comparison", "tick “Local only”, too"),
         (plan(task__regions=[]), "recipe", "Regions: name at least one region to segment."),
         (plan(task__regions=[{"name": "WT", "labels": [9]}]), "recipe", "names a label that the task does not have"),
         (plan(network__strides=[2, 2]), "recipe", "Strides between levels: one stride"),
