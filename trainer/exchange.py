@@ -30,6 +30,7 @@ from trainer.contract import (
     Stored,
     attempt_key,
     metrics_token,
+    shelf_folder,
     signed,
     spec_from_json,
     verified,
@@ -38,6 +39,7 @@ from trainer.failures import is_disk_full, is_out_of_memory
 from trainer.job import Fault, Member, Outcome, Report, Site
 from trainer.relay import Relay
 from trainer.reporting import Log, Reporter
+from trainer.shelf import Shelf
 from trainer.transfer import Courier
 
 SITE_KEY = "FEDPORTAL_SITE_KEY"
@@ -61,6 +63,8 @@ class Job:
     spec_url: str
     key: str
     site: Site
+    shelf: Path | None = None
+    """Where the portal, on this machine, leaves objects and looks for them; ``None``: it is elsewhere."""
 
     @property
     def folder(self) -> Path:
@@ -85,6 +89,7 @@ def job_from_json(document: Any) -> Job:
                 threads=int(document.get("threads") or 0),
                 pool=tuple(Member.from_json(member) for member in document.get("pool") or ()),
             ),
+            shelf=Path(document["shelf"]) if document.get("shelf") else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Fault(Exit.BAD_JOB, f"The launcher's job is not valid: {error}.") from error
@@ -165,6 +170,8 @@ def exchange(
         code, message = _explained(error, log)
         settle(code, message)
         return code
+    if job.shelf is not None:
+        courier.shelf = Shelf(job.shelf / shelf_folder(spec.experiment, spec.round))
     report = Reporter(
         spec.run,
         log=log,

@@ -22,6 +22,7 @@ from requests.adapters import HTTPAdapter
 from trainer.contract import MAX_JSON_BYTES, Exit, Fetch, Put, Stored
 from trainer.job import Fault
 from trainer.relay import Form, Relay
+from trainer.shelf import Shelf
 
 CHUNK = 1024 * 1024
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -70,6 +71,7 @@ class Courier:
     ``patience``: seconds without any progress after which a passing failure becomes a
     :class:`~trainer.job.Fault` TRANSFER_FAILED. Hours of training are worth waiting for a store that restarts.
     ``say``: told about each failure that is tried again. ``relay``: the way through the portal, where there is no other.
+    ``shelf``: where to look first, and to leave a copy of what was put.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Courier:
     ) -> None:
         self._relay = relay
         self.patience = patience
+        self.shelf = Shelf()
         self._say = say
         self._session = new_session()
         self._options: dict[str, Any] = {"timeout": (10.0, read_timeout), "allow_redirects": False, "stream": True}
@@ -99,11 +102,13 @@ class Courier:
         return self._patiently(read, what)
 
     def fetch(self, source: Fetch, path: Path, what: str) -> None:
-        """Fetch an object into ``path``; a broken download goes on where it broke.
+        """Have an object at ``path``, from the shelf or fetched; a broken download goes on where it broke.
 
         The file appears only when its size and SHA-256 are those of ``source``; otherwise, after some fresh
         tries, raises :class:`Fault` TRANSFER_FAILED.
         """
+        if self.shelf.take(source, path):
+            return
         part = path.with_name(path.name + ".part")
         for _ in range(DAMAGED_TRIES):
             try:
@@ -158,7 +163,9 @@ class Courier:
                     return self._put_once(url, _Slice(file, offset, length), what)
 
                 etags.append(self._patiently(send, what))
-        return Stored(sha256=digest, size=size, etags=tuple(etags) if place.part_urls else ())
+        stored = Stored(sha256=digest, size=size, etags=tuple(etags) if place.part_urls else ())
+        self.shelf.leave(content, stored)
+        return stored
 
     def _put_once(self, url: str, body: _Slice, what: str) -> str:
         with self._ask("PUT", url, what, data=body if len(body) else b"") as response:

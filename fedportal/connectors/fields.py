@@ -53,15 +53,16 @@ class SiteContext:
     """What a connector may know of the portal and of its site beside its own configuration.
 
     ``portal_url``: where the site reaches the portal. ``trainer_socket``: the portal's own warm trainer, for sites on
-    the portal's machine. ``key``: the site's key. ``probe`` puts a small object into the object store and returns
-    presigned addresses to ``get`` it and to ``put`` it back, for a check. ``queue``: the portal's jobs for a site that
-    polls. ``keep(name, secret)`` stores a secret that the site has renewed. Only the orchestrator hands the last three
-    out.
+    the portal's machine; ``shelf``: the folder where they and it leave objects for each other. ``key``: the site's key.
+    ``probe`` puts a small object into the object store and returns presigned addresses to ``get`` it and to ``put`` it
+    back, for a check. ``queue``: the portal's jobs for a site that polls. ``keep(name, secret)`` stores a secret that
+    the site has renewed. Only the orchestrator hands the last three out.
     """
 
     slug: str
     portal_url: str = ""
     trainer_socket: str = ""
+    shelf: str = ""
     key: bytes = field(default=b"", repr=False)
     probe: Callable[[], Mapping[str, str]] | None = None
     queue: JobQueue | None = None

@@ -41,7 +41,8 @@ class LocalConnector(Configured):
     ``data_root``: folder of its datasets. ``work_dir``: where runs, cache and kept state lie; its own for each site.
     ``threads``: CPU threads of a run, 0 for all. ``socket``: the warm server's, empty for cold starts. ``pool``: where the
     site stands for several of this machine, the datasets that are its only one together: ``{"site", "data_root",
-    "dataset"}`` each. The portal makes such sites; no form asks for it.
+    "dataset"}`` each. The portal makes such sites; no form asks for it. ``shelf``: the portal's spool, where its runs find
+    the global model and leave their updates; empty: by the object store only.
     """
 
     TITLE = "On this machine"
@@ -84,12 +85,14 @@ class LocalConnector(Configured):
         threads: int = 0,
         socket: str | Path = "",
         pool: Sequence[Mapping[str, str]] = (),
+        shelf: str | Path = "",
         command: Sequence[str] = COMMAND,
     ) -> None:
         self._data_root = Path(data_root).absolute()
         self._work_dir = Path(work_dir).absolute()
         self._threads = threads
         self._pool = [dict(member) for member in pool]
+        self._shelf = str(Path(shelf).absolute()) if shelf else ""
         self._trainer = TrainerProcess(Path(socket) if socket else None, command=command)
 
     @classmethod
@@ -110,6 +113,7 @@ class LocalConnector(Configured):
             threads=config.get("threads", 0),
             socket=config.get("socket", site.trainer_socket),
             pool=_clean_pool(config.get("pool", ())),
+            shelf=site.shelf,
         )
 
     # --- runs --------------------------------------------------------------------------------------
@@ -122,6 +126,7 @@ class LocalConnector(Configured):
                 "work_dir": str(self._work_dir),
                 "threads": self._threads,
                 "pool": self._pool,
+                "shelf": self._shelf,
             }
         )
 

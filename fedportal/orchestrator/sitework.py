@@ -7,7 +7,9 @@ They touch no rows, and each may be done again at any time.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +21,7 @@ from fedportal.aggregation.process import AggregationProcess
 from fedportal.connectors.base import CheckReport, Connector, LogChunk, RunState, RunStatus
 from fedportal.connectors.breaker import Contact
 from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, SiteError
-from fedportal.connectors.objectstore import ObjectStore
+from fedportal.connectors.objectstore import ObjectStore, sha256_of_file
 from fedportal.orchestrator.errands import Errands, Pace
 from fedportal.orchestrator.snapshot import AttemptView, ModelView, SiteView, Snapshot
 from trainer.contract import (
@@ -43,6 +45,7 @@ from trainer.contract import (
     case_key,
     manifest_from_json,
     round_prefix,
+    shelf_folder,
     signed,
     site_key,
     verified,
@@ -186,7 +189,17 @@ def launch(s: Snapshot, attempt: AttemptView, before: Sequence[AttemptView], too
         connector.cancel(old.run)
     spec_url = tools.store.presign_get(f"{s.prefix(attempt)}/{SPEC_NAME}", tools.url_lifetime)
     dataset = next(p.dataset for p in s.participants if p.site.id == attempt.site.id)
+    if attempt.site.connector in AT_HAND:
+        _lend(s, tools)
     return connector.launch(LaunchTicket(attempt.run, spec_url, _key(attempt, tools), dataset, _kind(s)))
+
+
+def _lend(s: Snapshot, tools: Tools) -> None:
+    """Put the global model on the round's shelf, for the sites of this machine."""
+    shelf = spool_of(s, s.round.number, tools)
+    with suppress(OSError):  # not in the spool, or lent already: the sites fetch what they do not find
+        shelf.mkdir(parents=True, exist_ok=True)
+        os.link(global_in_spool(s, s.model.round_number, tools), shelf / s.model.sha256)
 
 
 # --- while it runs --------------------------------------------------------------------------------
@@ -326,7 +339,7 @@ def _judge_optimizer(s: Snapshot, attempt: AttemptView, tools: Tools) -> str:
 
 
 def spool_of(s: Snapshot, round_number: int, tools: Tools) -> Path:
-    return tools.spool / s.key / f"r{round_number:05d}"
+    return tools.spool / shelf_folder(s.key, round_number)
 
 
 def spooled(s: Snapshot, attempt: AttemptView, name: str, tools: Tools) -> Path:
@@ -361,8 +374,21 @@ def fetch(key: str, path: Path, stored: Stored, tools: Tools) -> None:
     """Have an object in the spool, with the right size and SHA-256. A file that is there was verified when it came."""
     if path.exists() and path.stat().st_size == stored.size:
         return
+    if _taken(path.with_name(stored.sha256), path, stored):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     tools.store.get_file(key, path, sha256=stored.sha256, size=stored.size)
+
+
+def _taken(left: Path, path: Path, stored: Stored) -> bool:
+    """Take what a run on this machine has left on the round's shelf, which is its spool, if it is as announced."""
+    try:
+        if left.stat().st_size != stored.size or sha256_of_file(left) != stored.sha256:
+            return False
+        left.replace(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 # --- afterwards -----------------------------------------------------------------------------------

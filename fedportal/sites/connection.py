@@ -49,6 +49,7 @@ def site_context(slug: str) -> SiteContext:
         slug=slug,
         portal_url=settings.FEDPORTAL_PUBLIC_URL,
         trainer_socket=str(settings.FEDPORTAL_TRAINER_SOCKET),
+        shelf=str(settings.FEDPORTAL_SPOOL),
         key=site_key(settings.FEDPORTAL_ATTEMPT_SECRET, slug),
     )
 

@@ -206,6 +206,15 @@ def test_dispatching_starts_all_sites_and_sets_the_deadline(federation: Federati
     assert "at 3 sites: Hospital A, Hospital B and Hospital C." in texts(changes)
 
 
+def test_sites_on_this_machine_find_the_model_on_the_rounds_shelf(federation: Federation):
+    s = published(federation, "a", "b")
+    spooled = federation.tools.spool / KEY / "r00000" / "global.safetensors"
+    spooled.parent.mkdir(parents=True)
+    spooled.write_bytes(federation.store.objects[s.model.key])
+    dispatch(s, federation.tools)
+    assert (federation.tools.spool / KEY / "r00001" / s.model.sha256).read_bytes() == spooled.read_bytes()
+
+
 def test_a_run_that_is_already_there_counts_as_started(federation: Federation):
     s = published(federation, "a")
     for _ in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from fedportal.orchestrator.steps.opening import dispatch, publish
 from fedportal.orchestrator.steps.watching import MAX_LOG, STORE_SILENT, cancel_strays, take_logs, watch
 from tests.orchestrator.fakes import START, Federation, model_bytes
 from tests.orchestrator.snapshots import KEY, RUN, attempt, model, moves, site_run, snapshot, texts
-from trainer.contract import Exit, Kind, Stored
+from trainer.contract import Exit, Kind, Manifest, Stored
 
 S = SiteRunState
 
@@ -155,6 +156,32 @@ def test_an_update_that_is_not_what_the_manifest_says_is_fetched_by_another_atte
     changes = watch(s, federation.tools).changes
     assert moves(changes) == {RUN["a"]: S.PENDING}
     assert "did not arrive whole" in changes.site_runs[0].because
+
+
+def left_on_the_shelf(federation: Federation, manifest: Manifest, data: bytes) -> Path:
+    shelf = federation.tools.spool / KEY / "r00001"
+    shelf.mkdir(parents=True, exist_ok=True)
+    (shelf / manifest.update.sha256).write_bytes(data)
+    return shelf / manifest.update.sha256
+
+
+def test_an_update_that_a_run_on_this_machine_has_left_is_not_read_from_the_store(federation: Federation):
+    s = at_work(federation, "a", "b")
+    manifest = federation["a"].deliver()
+    data = federation.store.objects.pop(f"fedportal/{KEY}/r00001/a/a1/update.safetensors")
+    left = left_on_the_shelf(federation, manifest, data)
+    assert moves(watch(s, federation.tools).changes) == {RUN["a"]: S.ADMITTED}
+    assert not left.exists(), "it is taken, not copied"
+
+
+def test_something_else_on_the_shelf_is_not_believed(federation: Federation):
+    s = at_work(federation, "a", "b")
+    manifest = federation["a"].deliver()
+    left_on_the_shelf(federation, manifest, b"\0" * manifest.update.size)
+    assert moves(watch(s, federation.tools).changes) == {RUN["a"]: S.ADMITTED}
+    key = f"fedportal/{KEY}/r00001/a/a1/update.safetensors"
+    spooled = federation.tools.spool / KEY / "r00001" / "a-a1-update.safetensors"
+    assert spooled.read_bytes() == federation.store.objects[key]
 
 
 def test_an_update_in_parts_is_completed_first(federation: Federation):

@@ -50,6 +50,7 @@ class Attempt:
     """Carries out a ticket in this process and keeps what it settled."""
 
     def __init__(self, folder: Path) -> None:
+        self.shelf: Path | None = None
         self.site = Site(data_root=folder / "data", work_dir=folder / "work")
         self.settled: tuple[Exit, str] | None = None
 
@@ -62,7 +63,7 @@ class Attempt:
         key: str = "",
         run: str = "",
     ) -> Exit:
-        job = Job(run or ticket.run, ticket.spec_url, key or ticket.key, self.site)
+        job = Job(run or ticket.run, ticket.spec_url, key or ticket.key, self.site, self.shelf)
         job.folder.mkdir(parents=True)
         return exchange(job, log=Log(job.folder / "log.txt"), settle=self._settle, work=work, patience=patience)
 
@@ -194,6 +195,48 @@ def test_a_subject_that_is_not_the_announced_one_is_not_measured(attempt: Attemp
     ticket = bench.publish(replace(spec, subjects=(forged,)))
     assert attempt(ticket, never) is Exit.TRANSFER_FAILED
     assert "damaged" in bench.manifest(ticket).message
+
+
+def shelf_of(attempt: Attempt, folder: Path) -> Path:
+    """A portal on the same machine: the shelf of the round at hand."""
+    attempt.shelf = folder / "spool"
+    shelf = attempt.shelf / "abcd" / "r00001"
+    shelf.mkdir(parents=True)
+    return shelf
+
+
+def test_objects_pass_over_the_shelf_of_a_portal_on_the_same_machine(
+    attempt: Attempt, disturbed: Bench, line: Line, tmp_path: Path
+) -> None:
+    shelf = shelf_of(attempt, tmp_path)
+    (shelf / disturbed.model_sha256).write_bytes(disturbed.model)
+    ticket = disturbed.ticket()
+    assert attempt(ticket) is Exit.OK
+    assert ("GET", "global.safetensors") not in [(verb, name) for verb, name, _ in line.seen]
+    update = disturbed.read(ticket, "update.safetensors")
+    assert (shelf / hashlib.sha256(update).hexdigest()).read_bytes() == update == disturbed.model[::-1]
+    assert (shelf / disturbed.model_sha256).read_bytes() == disturbed.model
+
+
+@pytest.mark.parametrize("lies_there", [None, b"", bytes(200_000)], ids=["nothing", "empty", "another"])
+def test_what_the_shelf_does_not_have_as_announced_is_fetched(
+    attempt: Attempt, bench: Bench, tmp_path: Path, lies_there: bytes | None
+) -> None:
+    shelf = shelf_of(attempt, tmp_path)
+    if lies_there is not None:
+        (shelf / bench.model_sha256).write_bytes(lies_there)
+    ticket = bench.ticket()
+    assert attempt(ticket) is Exit.OK
+    assert bench.read(ticket, "update.safetensors") == bench.model[::-1]
+
+
+def test_an_update_that_was_not_stored_is_not_left_on_the_shelf(
+    attempt: Attempt, disturbed: Bench, line: Line, tmp_path: Path
+) -> None:
+    shelf = shelf_of(attempt, tmp_path)
+    line.faults = [Fault("PUT", "update.safetensors", status=403, times=99)]
+    assert attempt(disturbed.ticket()) is Exit.TRANSFER_FAILED
+    assert list(shelf.iterdir()) == []
 
 
 def raising(error: Exception) -> Callable[[Inputs], Outcome]:

@@ -41,6 +41,7 @@ from trainer.contract.names import (
     round_prefix,
     run_name,
     server_state_key,
+    shelf_folder,
     site_of,
 )
 from trainer.contract.plan import (
@@ -149,6 +150,7 @@ __all__ = [
     "run_name",
     "server_state_key",
     "sha256_of",
+    "shelf_folder",
     "signed",
     "site_key",
     "site_of",

@@ -52,6 +52,11 @@ def server_state_key(experiment: str, round: int) -> str:
     return f"{round_prefix(experiment, round)}/server-state.safetensors"
 
 
+def shelf_folder(experiment: str, round: int) -> str:
+    """Folder, below the portal's spool, in which objects of a round lie by their SHA-256, for sites on its machine."""
+    return f"{experiment}/r{round:05d}"
+
+
 def attempt_prefix(*, experiment: str, round: int, site: str, attempt: int) -> str:
     """Prefix of all objects of one attempt. Another attempt never shares a key with it."""
     return f"{round_prefix(experiment, round)}/{site}/a{attempt}"
