@@ -22,8 +22,11 @@ from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import SiteView
 from tests.factories import BRAIN_CHANNELS, BRAIN_LABELS
 from trainer.contract import (
+    INCOMING_SUBJECT,
+    CaseScore,
     Exit,
     JobSpec,
+    Kind,
     LaunchTicket,
     Manifest,
     MetricRecord,
@@ -31,6 +34,7 @@ from trainer.contract import (
     Put,
     Stored,
     attempt_key,
+    case_pseudonym,
     manifest_from_json,
     signed,
     site_key,
@@ -235,12 +239,30 @@ class FakeSite:
                 MetricRecord(Phase.TRAIN, "loss", 0.7, step=6, progress=1.0),
             ),
             seconds={"load": 0.25, "train": 1.0, "pull": 0.1, "push": 0.1},
+            held_out=(cases := self.held_out(spec)),
+            cases=self.scores(spec, cases) if spec.kind is Kind.EVALUATE else (),
         )
         document = replace(manifest, **changes).to_json()
         address = spec.manifest.url.removeprefix("memory:")
         self.store.objects[address] = signed(document, key or key_of(run))
         self.states[run] = RunStatus(RunState.SUCCEEDED, 0)
         return manifest_from_json(document)
+
+    def held_out(self, spec: JobSpec) -> tuple[str, ...]:
+        """Return the pseudonyms of its two validation cases, as the trainer computes them."""
+        return tuple(case_pseudonym(spec.case_key, f"{self.slug} {n}".encode()) for n in range(2) if spec.case_key)
+
+    def scores(self, spec: JobSpec, cases: Sequence[str]) -> tuple[CaseScore, ...]:
+        """Return a Dice and an HD95 of every subject and case, the Dice depending on the subject's weights alone."""
+        found = []
+        for name, models in {INCOMING_SUBJECT: (spec.model,), **{s.name: s.models for s in spec.subjects}}.items():
+            data = [self.store.objects[model.url.removeprefix("memory:")] for model in models]
+            assert [hashlib.sha256(one).hexdigest() for one in data] == [model.sha256 for model in models]
+            dice = float(int.from_bytes(hashlib.sha256(b"".join(data)).digest()[:2])) / 2**16
+            for case in cases:
+                found.append(CaseScore(name, case, "dice", {"WT": dice, "TC": dice / 2, "ET": None}))
+                found.append(CaseScore(name, case, "hd95", {"WT": 3.5, "TC": None, "ET": None}))
+        return tuple(found)
 
     def trained(self, spec: JobSpec) -> bytes:
         """Return the incoming model moved by a step that depends on site and round alone, as training does."""
