@@ -152,7 +152,8 @@ def _rows(family: Family, measure: str, keys: Mapping[str, str]) -> dict[Key, fl
         run_of[run.federated.pk] = place
         run_of.update({member.pk: place for member in run.of(Kind.CROSS_SITE)})
     finals = [run.federated.pk for run in family.runs]
-    found = CaseScore.objects.filter(name=measure, experiment__in=run_of, subject__in=keys).order_by()
+    found = CaseScore.objects.filter(name=measure, experiment__in=run_of, subject__in=keys)
+    found = found.order_by("experiment_id")  # what was measured again later counts
     fields = ("experiment_id", "site", "subject", "case", "region", "value")
     rows: dict[Key, float | None] = {}
     for part in (found.filter(experiment__in=finals, subject="global"), found.exclude(experiment__in=finals)):
@@ -179,6 +180,12 @@ class Comparison:
 
     def _of(self, role: Role, site: str = "") -> Contender | None:
         return next((one for one in self.contenders if one.role == role and one.site == site), None)
+
+    @cached_property
+    def repeats(self) -> int:
+        """How many of the runs the federated numbers are the mean of."""
+        values = self._values.get("global", ())
+        return sum(any(np.isfinite(one[run]).any() for one in values) for run in range(len(self.family.runs)))
 
     @cached_property
     def federated(self) -> Contender | None:
