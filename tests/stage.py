@@ -161,7 +161,7 @@ class Stage:
         from fedportal.sites.models import Dataset
 
         owner, _ = User.objects.get_or_create(username="ada", defaults={"role": Role.RESEARCHER})
-        datasets = list(Dataset.objects.order_by("site__slug"))
+        datasets = list(Dataset.objects.filter(site__is_pool=False).order_by("site__slug"))
         experiment = services.create_draft(owner=owner, preset="laptop", title=title, participants=datasets)
         services.update_draft(experiment=experiment, by=owner, plan=plan, fields=fields)
         services.start(experiment=experiment, by=owner)

@@ -23,7 +23,7 @@ from fedportal.orchestrator.steps.opening import dispatch, open_round
 from fedportal.sites.models import Site
 from tests.orchestrator.fakes import START, FakeSite, Federation, key_of
 from tests.orchestrator.rows import fresh, journal, make_engine, make_running, models, undone
-from tests.orchestrator.snapshots import attempt, model, site_run, snapshot, texts
+from tests.orchestrator.snapshots import attempt, model, participant, site_run, snapshot, texts
 from tests.orchestrator.test_crashes import Crash, Mortal, cut
 from trainer.contract import CaseScore as ToldScore
 from trainer.contract import case_key, spec_from_json, verified
@@ -255,6 +255,8 @@ def test_an_evaluation_chooses_its_models_before_it_opens(federation: Federation
     )
     assert outcome.changes.round_through == (RoundState.PUBLISHING, RoundState.DISPATCHING)
     assert outcome.changes.begins
+    waits = open_round(snapshot(PENDING, participants=(participant("a", problem="Down."),)), federation.tools)
+    assert not waits.changes.begins, "it waits for its sites"
 
 
 def test_the_job_tells_what_must_not_be_trained_on_and_what_is_measured(federation: Federation):

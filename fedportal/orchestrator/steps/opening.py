@@ -49,7 +49,7 @@ def open_round(s: Snapshot, tools: Tools) -> Outcome:
     """PENDING: choose the sites that take part; wait while they are too few, and for others of the family."""
     if s.waits_for:
         return Wait(s.now + FAMILY_PAUSE, reason=f"Waits until “{s.waits_for}” has ended.", is_parked=True)
-    changes = Changes(part="open", begins=s.round.number == 1 and not s.site_runs)
+    changes = Changes(part="open")
     if s.kind == "cross_site" and s.incoming is None:
         return Advance(Changes(part="open", gathers_subjects=True))
     if s.beside is not None and s.beside.silent:
@@ -66,6 +66,7 @@ def open_round(s: Snapshot, tools: Tools) -> Outcome:
             _take_in(s, participant, problems[participant.id], existing.get(participant.id), changes)
     changes.round_through = (RoundState.PUBLISHING,)
     changes.round_fields = {"started_at": s.round.started_at}
+    changes.begins = s.round.number == 1 and not s.site_runs
     if s.incoming is not None and _published_early(s, tools, changes):
         changes.round_through = (RoundState.PUBLISHING, RoundState.DISPATCHING)
     return Advance(changes)
