@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedportal.aggregation.dtypes import Family, Float64s
+from fedportal.aggregation.dtypes import Family, Float64s, widened
 from fedportal.aggregation.errors import AggregationRefused, WeightsError, quoted
-from fedportal.aggregation.weights import Entry, Role, WeightsFile
+from fedportal.aggregation.weights import CHUNK, Entry, Role, WeightsFile
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,13 @@ def _verdict(update: WeightsFile, reference: WeightsFile, max_relative_norm: flo
     if difference:
         return Admission(admitted=False, reason=difference)
     total, furthest, furthest_key = _Sums(), -1.0, ""
+    scratch = _Scratch()
     for key, entry in reference.header.entries.items():
         if entry.dtype.family is not Family.FLOAT:
             if reference.header.role(entry) is Role.FLAG and not _same(update, reference, key):
                 return Admission(admitted=False, reason=f"{quoted(key)} is a fixed flag, but it was changed.")
             continue
-        sums = _compared(update, reference, key)
+        sums = _compared(update, reference, key, scratch)
         if not math.isfinite(sums.update + sums.difference):
             return Admission(admitted=False, reason=_not_finite(update, reference, entry))
         if reference.header.role(entry) is Role.PARAMETER:
@@ -104,17 +105,36 @@ def _verdict(update: WeightsFile, reference: WeightsFile, max_relative_norm: flo
     return Admission(admitted=not reason, reason=reason, norm=norm, relative_norm=relative, cosine=cosine)
 
 
-def _compared(update: WeightsFile, reference: WeightsFile, key: str) -> _Sums:
+class _Scratch:
+    """Memory made once. With new memory for each chunk, half of the time went into having it cleared by the system."""
+
+    def __init__(self) -> None:
+        self.raw = np.empty(CHUNK * 8, np.uint8)
+        self.ours, self.theirs = np.empty(CHUNK), np.empty(CHUNK)
+
+
+def _compared(update: WeightsFile, reference: WeightsFile, key: str, scratch: _Scratch) -> _Sums:
     sums = _Sums()
-    for new, old in zip(update.chunks(key), reference.chunks(key), strict=True):
-        with np.errstate(over="ignore", invalid="ignore"):
-            ours, theirs = old.astype(np.float64), new.astype(np.float64)
+    elements = reference.header.entries[key].elements
+    with np.errstate(over="ignore", invalid="ignore"):
+        for first in range(0, elements, CHUNK):
+            count = min(CHUNK, elements - first)
+            ours, theirs = scratch.ours[:count], scratch.theirs[:count]
+            _read(reference, key, first, ours, scratch)
+            _read(update, key, first, theirs, scratch)
             sums.update += _dot(theirs, theirs)
             sums.reference += _dot(ours, ours)
             sums.product += _dot(theirs, ours)
             theirs -= ours
             sums.difference += _dot(theirs, theirs)
     return sums
+
+
+def _read(weights: WeightsFile, key: str, first: int, out: Float64s, scratch: _Scratch) -> None:
+    entry = weights.header.entries[key]
+    stored = scratch.raw[: out.size * entry.dtype.size].view(entry.dtype.stored)
+    weights.read_into(stored, entry, first)
+    out[:] = widened(stored, entry.dtype)
 
 
 def _dot(left: Float64s, right: Float64s) -> float:
