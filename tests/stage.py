@@ -136,13 +136,7 @@ class Stage:
             counts = ["--train", train, "--validation", validation, "--workers", 1]
             command = [sys.executable, "-m", "trainer", "phantoms", *map(str, [*arguments, *counts])]
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        os.environ.update(self.environment)
-        import django
-
-        django.setup()
-        from django.core.management import call_command
-
-        call_command("migrate", verbosity=0)
+        self.load()
         from fedportal.connectors.local import LocalConnector
         from fedportal.sites import services
         from fedportal.sites.models import Site
@@ -153,6 +147,16 @@ class Stage:
             config = {"data_root": str(data / slug), "work_dir": str(self.folder / "work" / slug), "threads": 1}
             site = services.register(slug=slug, name=slug.title(), connector="local", config=config)
             services.record_check(site, LocalConnector(**config).check())
+
+    def load(self) -> None:
+        """Load Django in this process and make the database."""
+        os.environ.update(self.environment)
+        import django
+
+        django.setup()
+        from django.core.management import call_command
+
+        call_command("migrate", verbosity=0)
 
     def experiment(self, *, plan: Mapping[str, Any], title: str = "Stage", **fields: Any) -> Any:
         """Create and start an experiment at all sites; return its row."""
