@@ -28,8 +28,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -172,6 +173,7 @@ class Run:
             signal.signal(number, self._end)
         # From here on a cancelled task says when its processes are gone; one without this line never began.
         _say("task begins", run=self._run)
+        self._end_earlier_attempts()
         log = self._folder / "log.txt"
         shown = log.stat().st_size if log.exists() else 0
         with _without_signals():  # so that a task is never ended without knowing what it has started
@@ -231,17 +233,7 @@ class Run:
 
     def _end(self, *_: object) -> NoReturn:
         """End the run's processes and this one."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + GRACE
-            told = 0
-            while not self._is_over() and time.monotonic() < deadline:
-                pid = _pid(self._folder) or (self._cold.pid if self._cold else 0)
-                if pid and pid != told:  # a process that was asked for a moment ago may have no number yet
-                    told = pid
-                    for kill in (os.killpg, os.kill):
-                        with contextlib.suppress(ProcessLookupError, PermissionError):
-                            kill(pid, number)
-                time.sleep(0.02)
+        _end_processes(lambda: _pid(self._folder) or (self._cold.pid if self._cold else 0), self._is_over)
         if not (self._folder / "exit.json").exists():
             text = json.dumps({"exit_code": int(Exit.CANCELLED), "message": EXPLANATIONS[Exit.CANCELLED]})
             with contextlib.suppress(OSError):
@@ -255,14 +247,20 @@ class Run:
             return True
         if self._cold is not None and self._cold.poll() is None:
             return False
-        try:
-            with (self._folder / "lock").open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        return True
+        return not _is_locked(self._folder)
+
+    def _end_earlier_attempts(self) -> None:
+        """End what is still at work of this run's earlier attempts: the portal waits for this one only.
+
+        So it is where somebody deletes a run in Airflow: the portal starts another attempt before Airflow has told the
+        task of the first.
+        """
+        stem, _, number = self._run.rpartition("-a")
+        for folder in self._folder.parent.glob(f"{stem}-a*"):
+            earlier = folder.name.removeprefix(f"{stem}-a")
+            if earlier.isdecimal() and int(earlier) < int(number) and _is_locked(folder):
+                _end_processes(partial(_pid, folder), lambda folder=folder: not _is_locked(folder))
+                _say("an earlier attempt was still at work and has been ended", run=folder.name)
 
 
 @contextlib.contextmanager
@@ -327,6 +325,33 @@ def _require_same_contract(conf: dict[str, Any]) -> None:
             Exit.BAD_JOB,
             f"The portal speaks contract {conf.get('contract')}, this trainer {CONTRACT_VERSION}: update one of them.",
         )
+
+
+def _end_processes(pid: Callable[[], int], is_over: Callable[[], bool]) -> None:
+    """Tell a process group to end, and kill it when it does not within :data:`GRACE`; ``pid`` gives 0 while unknown."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + GRACE
+        told = 0
+        while not is_over() and time.monotonic() < deadline:
+            found = pid()
+            if found and found != told:  # a process that was asked for a moment ago may have no number yet
+                told = found
+                for kill in (os.killpg, os.kill):
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        kill(found, number)
+            time.sleep(0.02)
+
+
+def _is_locked(folder: Path) -> bool:
+    """Say whether a process has the run of this folder: it holds the lock for its whole life."""
+    try:
+        with (folder / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _pid(folder: Path) -> int:

@@ -136,6 +136,21 @@ def test_sigterm_ends_the_run_with_all_its_processes(task: Task, bench: Bench, d
     assert not task.lives(ticket.run)
 
 
+@pytest.mark.store
+def test_a_new_attempt_ends_what_is_still_at_work_of_an_earlier_one(task: Task, bench: Bench) -> None:
+    """Somebody has deleted the first in Airflow: its task is gone, or will learn of it in some seconds."""
+    first, later, second = bench.ticket("lasts"), bench.ticket("lasts", attempt=12), bench.ticket("quick", attempt=2)
+    for ticket in (later, first):
+        task.start(ticket)
+        wait_for(lambda run=ticket.run: task.lives(run))
+    code, lines = ended(task.start(second))
+    assert code == 0
+    assert not task.lives(first.run)
+    assert task.lives(later.run), "a later attempt is not ended by an earlier one"
+    assert [line["run"] for line in lines if "earlier attempt" in line["message"]] == [first.run]
+    assert json.loads((task.work_dir / "runs" / first.run / "exit.json").read_text())["exit_code"] == Exit.CANCELLED
+
+
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 def test_sigterm_while_the_run_starts_leaves_nothing_behind(tmp_path: Path, scripted_server: Path, warm: bool) -> None:
     """Airflow 3 kills a task that takes more than 5 s for its end: nobody would say that its processes are gone."""
