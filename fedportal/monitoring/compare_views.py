@@ -12,13 +12,14 @@ from django.views.decorators.http import require_safe
 
 from fedportal.accounts.models import User
 from fedportal.experiments.models import MEAN, Experiment, Kind
+from fedportal.experiments.plan import listed
 from fedportal.experiments.states import ExperimentState
 from fedportal.monitoring import verdict
 from fedportal.monitoring.access import visible_head
 from fedportal.monitoring.board import MOST_OTHERS, Board, board_of
 from fedportal.monitoring.compare_exports import withheld_sites
 from fedportal.monitoring.comparison import MEASURES
-from fedportal.monitoring.families import family_of, listed
+from fedportal.monitoring.families import family_of
 from fedportal.monitoring.overlay import as_json
 
 OFFERED = 100

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from django.db.models import OuterRef, Subquery
 
 from fedportal.experiments.models import Experiment, Kind, Round, RoundKind
+from fedportal.experiments.plan import listed
 from fedportal.experiments.states import ExperimentState, RoundState
 from fedportal.monitoring.figures import SiteStyle
 from fedportal.monitoring.overview import site_styles
@@ -24,7 +25,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One federated run (one seed) with what stands beside it."""
+    """One federated run (one seed) with what stands beside it: of each baseline the newest, all evaluations."""
 
     number: int
     federated: Experiment
@@ -111,12 +112,21 @@ def family_of(experiment: Experiment) -> Family:
     return Family(
         head=head,
         runs=tuple(
-            Run(number, run, tuple(member for member in members if member.beside_id == run.pk))
+            Run(number, run, _newest(member for member in members if member.beside_id == run.pk))
             for number, run in enumerate(runs, start=1)
         ),
         sites=site_styles(head),
         newest={found.experiment_id: found for found in rounds.filter(number=Subquery(last))},
     )
+
+
+def _newest(companions: Iterable[Experiment]) -> tuple[Experiment, ...]:
+    """Leave out the baselines that were trained again: those of the same kind and sites as a later one."""
+    found = {}
+    for one in companions:
+        sites = tuple(part.site_id for part in one.participations.all())
+        found[one.pk if one.kind == Kind.CROSS_SITE else (one.kind, sites)] = one
+    return tuple(found.values())
 
 
 def _not_begun(newest: Round) -> bool:
@@ -139,8 +149,3 @@ def _how_far(member: Experiment, name: str, newest: Round | None) -> str:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def listed(words: Sequence[str]) -> str:
-    """Return “a, b and c”."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

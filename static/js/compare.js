@@ -127,7 +127,7 @@ function save(name, format) {
 // --- another choice -------------------------------------------------------------------------------
 
 async function load(address, { isBack = false } = {}) {
-  const focused = document.activeElement?.closest("[data-choose]")?.getAttribute("href");
+  const focused = document.activeElement?.closest("[data-choose]")?.dataset.choose;
   try {
     const response = await fetch(address);
     if (!response.ok || response.redirected) return location.assign(address);
@@ -138,7 +138,7 @@ async function load(address, { isBack = false } = {}) {
   }
   if (!isBack && address !== location.href) history.pushState(null, "", address);
   build();
-  if (focused) document.querySelector(`#board [data-choose][href="${CSS.escape(focused)}"]`)?.focus();
+  if (focused) document.querySelector(`#board [data-choose="${CSS.escape(focused)}"]`)?.focus();
 }
 
 document.addEventListener("click", (event) => {

@@ -62,6 +62,15 @@ def test_local_only_is_each_model_at_its_own_site(head):
     assert line.values[EVERYWHERE][3] == pytest.approx(sum(own.values()) / 3, abs=1e-5)
 
 
+def test_of_a_baseline_that_was_trained_again_the_newer_one_counts(head):
+    old = Experiment.objects.get(kind=Kind.POOLED)
+    part = old.participations.get()
+    new = families.member_of(head, head, Kind.POOLED, turn=9, sites=[part], rounds=3)
+    families.add_curves(new, final=0.5)
+    assert lines(head)["Pooled"].rounds == [0, 1, 2, 3]
+    assert old not in family_of(head).members
+
+
 def test_once_round_all_sites_is_a_round_of_cyclic_transfer(head):
     cyclic = Experiment.objects.get(kind=Kind.CYCLIC)
     for number in range(1, 19):  # only the site whose turn it is measures
