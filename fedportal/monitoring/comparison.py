@@ -143,20 +143,24 @@ Key = tuple[int, str, str, str, str]
 
 
 def _rows(family: Family, measure: str, keys: Mapping[str, str]) -> dict[Key, float | None]:
-    """Return (run, site, contender, case, region) → value. A cross-site evaluation goes before the run's own final one.
+    """Return (run, site, contender, case, region) → value. ``keys``: name that scores are filed under → the contender's.
 
-    ``keys``: name that scores are filed under → the contender's.
+    The federated model has been measured twice, by the run's own final evaluation and by the one of all models. The own
+    one counts: where sites keep layers of their own (FedBN), only that one has them, and the other counts not at all.
     """
-    run_of = {}
+    run_of, finals = {}, []
     for place, run in enumerate(family.runs):
+        finals.append(run.federated.pk)
         run_of[run.federated.pk] = place
         run_of.update({member.pk: place for member in run.of(Kind.CROSS_SITE)})
-    finals = [run.federated.pk for run in family.runs]
     found = CaseScore.objects.filter(name=measure, experiment__in=run_of, subject__in=keys)
-    found = found.order_by("experiment_id")  # what was measured again later counts
+    found = found.order_by("experiment_id")  # of two evaluations of all models the later one counts
+    others = found.exclude(experiment__in=finals)
+    if family.keeps_layers:
+        others = others.exclude(subject="global")
     fields = ("experiment_id", "site", "subject", "case", "region", "value")
     rows: dict[Key, float | None] = {}
-    for part in (found.filter(experiment__in=finals, subject="global"), found.exclude(experiment__in=finals)):
+    for part in (others, found.filter(experiment__in=finals, subject="global")):
         for experiment, site, subject, case, region, value in part.values_list(*fields).iterator(chunk_size=5000):
             rows[run_of[experiment], site, keys[subject], case, region] = value
     return rows

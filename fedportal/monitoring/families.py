@@ -62,6 +62,11 @@ class Family:
         return [*(run.federated for run in self.runs), *self.evaluations]
 
     @property
+    def keeps_layers(self) -> bool:
+        """Whether each site keeps layers of its own (FedBN), with which alone the federated model is what it is."""
+        return self.head.plan.get("local_layers", "none") != "none"
+
+    @property
     def is_active(self) -> bool:
         return any(member.is_active for member in self.members)
 

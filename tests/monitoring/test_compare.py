@@ -87,11 +87,20 @@ def test_a_shorter_distance_is_a_gain(head):
     assert best.estimate.value == min(cell.estimate.value for cell in comparison.lines[0].cells)
 
 
-def test_the_cross_site_evaluation_goes_before_the_final_one(head):
-    CaseScore.objects.filter(experiment=head, subject="global").update(value=0.0)
+def test_the_runs_own_final_evaluation_goes_before_that_of_all_models(head):
+    CaseScore.objects.filter(experiment__kind=Kind.CROSS_SITE, subject="global").update(value=0.0)
     assert compared(head).lines[0].mean.value > 0.5
-    CaseScore.objects.filter(experiment__kind=Kind.CROSS_SITE, subject="global").delete()
+    CaseScore.objects.filter(experiment=head, subject="global").delete()
     assert compared(head).lines[0].mean.value == 0.0
+
+
+def test_where_sites_keep_layers_only_the_runs_own_evaluation_counts(client, head):
+    Experiment.objects.filter(pk=head.pk).update(plan=head.plan | {"local_layers": "normalisation"})
+    head.refresh_from_db()
+    CaseScore.objects.filter(experiment=head, name="hd95").delete()
+    assert compared(head).lines[0].mean.value > 0.5
+    assert compared(head, measure=HD95).federated is None
+    assert "keeps normalisation layers of its own" in page_of(client, head)
 
 
 def test_a_model_that_was_not_measured_everywhere_has_no_mean_over_sites(head):
