@@ -194,7 +194,7 @@ class AirflowConnector(Configured):
 
     def logs(self, run: str, *, offset: int = 0) -> LogChunk:
         airflow = self._airflow()
-        if self._find(airflow, run) is None:
+        if run not in self._dag_of and self._find(airflow, run) is None:
             return LogChunk("", offset)
         data = self._log(airflow, run).encode()[offset : offset + LOG_CHUNK]
         while data and data[-1] & 0xC0 == 0x80 and not _is_whole(data):

@@ -54,10 +54,18 @@ class Errands:
         with self._lock:
             self._owners.pop(owner, None)
 
-    def start(self, key: Hashable, call: Callable[[], Any], *, is_large: bool = False, is_news: bool = True) -> bool:
+    def start(
+        self,
+        key: Hashable,
+        call: Callable[[], Any],
+        *,
+        is_large: bool = False,
+        is_news: bool | Callable[[Any], bool] = True,
+    ) -> bool:
         """Start ``call`` in a thread of its own, unless one of that key is under way or not yet taken.
 
-        One that is no news wakes nobody when it is done: its result can wait for the next step.
+        One that is no news wakes nobody when it is done: it can wait for the next step. A function is asked with the
+        result; an error is news to it.
         """
         with self._lock:
             if key in self._errands:
@@ -66,15 +74,21 @@ class Errands:
             self._errands = {
                 k: e for k, e in self._errands.items() if now - e.begun < FORGOTTEN_AFTER or not e.done.is_set()
             }
-            errand = self._errands[key] = Errand(is_announced=not is_news)
+            errand = self._errands[key] = Errand(is_announced=is_news is False)
         # Daemon threads: a hanging site must not keep the orchestrator from ending.
-        threading.Thread(target=self._run, args=(errand, call, is_large), daemon=True, name=f"errand {key}").start()
+        threading.Thread(
+            target=self._run, args=(errand, call, is_large, is_news), daemon=True, name=f"errand {key}"
+        ).start()
         return True
 
-    def _run(self, errand: Errand, call: Callable[[], Any], is_large: bool) -> None:
+    def _run(
+        self, errand: Errand, call: Callable[[], Any], is_large: bool, is_news: bool | Callable[[Any], bool]
+    ) -> None:
         try:
             with self._large if is_large else nullcontext():
                 errand.value = call()
+            if callable(is_news):
+                errand.is_announced = not is_news(errand.value)
         except Exception as error:  # handed to the step that takes it, which knows what it means
             errand.error = error
         finally:

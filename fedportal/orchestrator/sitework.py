@@ -211,6 +211,13 @@ def ask(s: Snapshot, attempt: AttemptView, tools: Tools) -> Answer:
     return Answer(status, status.state.is_over and tools.store.exists(f"{s.prefix(attempt)}/{MANIFEST_NAME}"))
 
 
+def arrived(s: Snapshot, attempts: Sequence[AttemptView], tools: Tools) -> frozenset[str]:
+    """Return the names of those runs whose manifests are in the store. One question for all of them."""
+    runs = {f"{s.prefix(attempt)}/{MANIFEST_NAME}": attempt.run for attempt in attempts}
+    found = tools.store.list(f"{round_prefix(s.key, s.round.number)}/") if runs else ()
+    return frozenset(runs[key] for key in found if key in runs)
+
+
 def has_sign(s: Snapshot, tools: Tools, known: set[str]) -> bool:
     """Say whether a run has ended at a site that can be asked for nothing. ``known`` remembers those told before."""
     ended = []

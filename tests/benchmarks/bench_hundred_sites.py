@@ -115,10 +115,14 @@ def wait_for_runs(experiment: Any, count: int, stage: Stage) -> float:
 
 
 def wait_for_updates(experiment: Any, count: int, patience: float, stage: Stage) -> None:
+    from fedportal.experiments.models import Attempt
+
     end = time.monotonic() + patience
     while experiment.events.filter(kind="admitted").count() < count:
         if time.monotonic() > end:
-            raise TimeoutError(f"{stage.journal(experiment)}\n{stage.log('orchestrator')}")
+            fields = ("run", "site_run__state", "state", "message", "heard_at")
+            left = list(Attempt.objects.exclude(site_run__state="admitted").values_list(*fields))
+            raise TimeoutError(f"{stage.journal(experiment)}\n{stage.log('orchestrator')}\n{left}")
         time.sleep(0.5)
 
 

@@ -32,8 +32,8 @@ from trainer.contract import (
     verified,
 )
 
-FORSAKEN_AFTER = 10.0
-"""Seconds after its start at which a mute or dead hospital falls silent."""
+FORSAKEN_AFTER = 5.0
+"""Seconds after all have begun at which the mute and the dead fall silent."""
 DELAYS = {"slow": (2.0, 4.0)}
 PROMPT = (0.05, 0.3)
 TAGS = [{"name": f"contract-{CONTRACT_VERSION}"}, {"name": "code-crowd"}]
@@ -179,7 +179,7 @@ async def main(path: Path) -> None:
         hospitals = [Hospital(**row, draw=draw, out=out) for row in config["hospitals"]]
         for hospital in hospitals:
             await hospital.open()
-        while not any(hospital.runs for hospital in hospitals):
+        while not all(hospital.runs for hospital in hospitals):
             await asyncio.sleep(0.2)
         await asyncio.sleep(FORSAKEN_AFTER)
         for hospital in hospitals:

@@ -324,7 +324,7 @@ class DirectErrands:
     def _hangs(self, key: Any) -> bool:
         return any(key[: len(prefix)] == prefix for prefix in self.hanging)
 
-    def start(self, key: Any, call: Callable[[], Any], *, is_large: bool = False, is_news: bool = True) -> bool:
+    def start(self, key: Any, call: Callable[[], Any], *, is_large: bool = False, is_news: Any = True) -> bool:
         if key in self._done or key in self._away:
             return False
         if self._hangs(key):

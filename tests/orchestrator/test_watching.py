@@ -16,8 +16,9 @@ from fedportal.connectors.errors import SiteUnreachable
 from fedportal.experiments.states import RoundState, SiteRunState
 from fedportal.orchestrator.outcomes import Advance, Changes, Wait
 from fedportal.orchestrator.snapshot import SiteRunView, Snapshot
+from fedportal.orchestrator.steps.logs import MAX_LOG, take_logs
 from fedportal.orchestrator.steps.opening import dispatch, publish
-from fedportal.orchestrator.steps.watching import MAX_LOG, STORE_SILENT, cancel_strays, take_logs, watch
+from fedportal.orchestrator.steps.watching import STORE_SILENT, cancel_strays, watch
 from tests.orchestrator.fakes import START, Federation, model_bytes
 from tests.orchestrator.snapshots import KEY, RUN, attempt, model, moves, site_run, snapshot, texts
 from trainer.contract import Exit, Kind, Manifest, Stored
@@ -359,6 +360,7 @@ def test_the_deadline_ends_all_that_have_not_delivered(federation: Federation):
 def test_a_delivery_that_is_being_fetched_at_the_deadline_is_not_late(federation: Federation):
     s = at_work(federation, "a", "b", deadline_at=START)
     federation.errands.hanging.add(("look", f"fp-{KEY}-r1-a-a1"))
+    federation["a"].deliver(s.site_runs[0].attempt.run)
     outcome = watch(s, federation.tools)
     assert moves(outcome.changes) == {RUN["b"]: S.TIMED_OUT}
     assert isinstance(outcome, Wait)

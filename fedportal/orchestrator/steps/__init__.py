@@ -14,8 +14,9 @@ from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import Snapshot
 from fedportal.orchestrator.steps.closing import aggregate, collect
 from fedportal.orchestrator.steps.ending import cancel, finish
+from fedportal.orchestrator.steps.logs import take_logs
 from fedportal.orchestrator.steps.opening import begin, dispatch, open_round, publish
-from fedportal.orchestrator.steps.watching import take_logs, watch
+from fedportal.orchestrator.steps.watching import watch
 
 Step = Callable[[Snapshot, Tools], Outcome]
 

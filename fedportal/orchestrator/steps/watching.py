@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Hashable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from fedportal.connectors.base import LogChunk, RunState, RunStatus
+from fedportal.connectors.base import RunState, RunStatus
 from fedportal.connectors.errors import SiteError, StoreUnreachable
 from fedportal.experiments.states import RoundState, SiteRunState
 from fedportal.orchestrator import sitework
@@ -18,7 +17,6 @@ from fedportal.orchestrator.outcomes import (
     Advance,
     AttemptChange,
     Changes,
-    LogText,
     Measured,
     MeasuredCases,
     NewAttempt,
@@ -28,10 +26,11 @@ from fedportal.orchestrator.outcomes import (
 )
 from fedportal.orchestrator.sitework import Answer, Delivery, Tools
 from fedportal.orchestrator.snapshot import AttemptView, SiteRunView, Snapshot
+from fedportal.orchestrator.steps.arrivals import LOOK_PATIENCE, Arrivals
+from fedportal.orchestrator.steps.logs import MAX_LOG, start_log
 from fedportal.orchestrator.steps.starting import (
     SILENT_AFTER,
     launch_what_is_due,
-    logs_pace,
     not_reached,
     poll_pace,
     trouble,
@@ -41,12 +40,10 @@ from trainer.contract import EXPLANATIONS, PERMANENT, Exit
 
 logger = logging.getLogger(__name__)
 
-MAX_LOG = 256 * 1024
-"""Bytes of an attempt's log that are kept in the journal."""
-LOOK_PATIENCE = 0.03
-"""Seconds in which an empty look comes back; a delivery takes longer, and the next look takes it."""
 LONGEST_WAIT = timedelta(seconds=30)
 SOON = timedelta(seconds=0.1)
+NO_NEWS = timedelta(seconds=1)
+"""So long the answers of sites wait that say nothing new."""
 SIGN_OF_LIFE = timedelta(seconds=10)
 WAITS_LONG = timedelta(seconds=20)
 """A run that has not begun after this time is said to wait, and for what."""
@@ -67,10 +64,13 @@ class _Watch:
         self.after = {run.id: run.state for run in s.site_runs}
         self.at_once = False
         self.store_is_silent = False
+        self.arrivals = Arrivals(s, tools)
 
     def look(self) -> Outcome:
         at_sites = [run for run in self.s.site_runs if run.is_at_site and run.current is not None]
-        self.tools.errands.wait([*self._start_looking(at_sites), *self._start_asking(at_sites)], LOOK_PATIENCE)
+        asked = self._start_asking(at_sites)
+        keys = [*self._start_fetching(self.arrivals.look(at_sites)), *asked]
+        self.tools.errands.wait(keys, LOOK_PATIENCE)
         for run in at_sites:
             self._take_delivery(run)
         for run in at_sites:
@@ -85,7 +85,7 @@ class _Watch:
 
     # --- errands ----------------------------------------------------------------------------------
 
-    def _start_looking(self, runs: list[SiteRunView]) -> list[Hashable]:
+    def _start_fetching(self, runs: list[SiteRunView]) -> list[Hashable]:
         keys: list[Hashable] = []
         for run in runs:
             attempt = run.attempt
@@ -102,7 +102,7 @@ class _Watch:
             attempt = run.attempt
             key = ("poll", attempt.run)
             if self.tools.pace.is_due(key) and self.tools.errands.start(
-                key, partial(sitework.ask, self.s, attempt, self.tools)
+                key, partial(sitework.ask, self.s, attempt, self.tools), is_news=partial(says_something_new, attempt)
             ):
                 keys.append(key)
             if attempt.log_offset < MAX_LOG and self.tools.pace.is_due(("logs", attempt.run)):
@@ -292,7 +292,7 @@ class _Watch:
         return Wait(self._next_look(), self.changes, self._reason())
 
     def _reason(self) -> str:
-        if self.store_is_silent:
+        if self.store_is_silent or self.arrivals.store_is_silent:
             return STORE_SILENT
         possible = sum(state not in _MISSING for state in self.after.values())
         if possible < self.s.min_sites and not self.round.is_evaluation:
@@ -320,8 +320,14 @@ class _Watch:
             elif self.after[run.id] is SiteRunState.PENDING:
                 launch_in = timedelta(seconds=max(0.0, tools.pace.remaining(("launch", name))))
                 times.append(max(run.not_before or s.now, s.now + launch_in))
+            elif tools.errands.is_under_way(("poll", name)):
+                times.append(s.now + NO_NEWS)  # an answer that says something new wakes us
             else:
-                times.append(s.now + timedelta(seconds=max(0.1, tools.pace.remaining(("poll", name)))))
+                times.append(
+                    s.now + timedelta(seconds=max(0.1, self.arrivals.pause, tools.pace.remaining(("poll", name))))
+                )
+        if self.arrivals.again_in is not None:
+            times.append(s.now + timedelta(seconds=self.arrivals.again_in))
         for stray in s.strays:
             times.append(s.now + timedelta(seconds=max(0.5, tools.pace.remaining(("cancel", stray.run)))))
         return max(min(times), s.now)
@@ -333,7 +339,9 @@ class _Watch:
 
     def _is_being_fetched(self, run: SiteRunView) -> bool:
         """Whether its delivery may be on the way to us: then it is not late, we are."""
-        return run.current is not None and self.tools.errands.is_under_way(("look", run.attempt.run))
+        return run.current is not None and any(
+            self.tools.errands.is_under_way(key) for key in (("look", run.attempt.run), self.arrivals.key)
+        )
 
     def _becomes(self, run: SiteRunView, *through: SiteRunState, because: str = "", **fields: Any) -> None:
         self.after[run.id] = through[-1]
@@ -347,35 +355,13 @@ class _Watch:
             start_log(self.s, attempt, attempt.log_offset, self.tools)
 
 
+def says_something_new(attempt: AttemptView, answer: Answer) -> bool:
+    """Say whether an answer is worth a step of its own; others wait for the next."""
+    return answer.has_delivered or answer.status.state != attempt.state
+
+
 _MISSING = frozenset({SiteRunState.FAILED, SiteRunState.REJECTED, SiteRunState.TIMED_OUT, SiteRunState.SKIPPED})
 _OVER = _MISSING | {SiteRunState.ADMITTED, SiteRunState.CANCELLED}
-
-
-def start_log(s: Snapshot, attempt: AttemptView, offset: int, tools: Tools) -> None:
-    """Read on in a run's log; :func:`take_logs` of a later step stores what comes."""
-    first, longest = logs_pace(attempt.site)
-    tools.pace.heard(("logs", attempt.run), first=first, longest=longest)
-    attempt = replace(attempt, log_offset=offset)
-    key = ("logs", s.key, attempt.id, offset)
-    tools.errands.start(key, lambda: (attempt, sitework.read_log(attempt, tools)), is_news=False)
-
-
-def take_logs(s: Snapshot, tools: Tools, changes: Changes) -> None:
-    """Take the pieces of log that have come. A site that cannot show its log is not in trouble for it."""
-    ended = {change.attempt for change in changes.attempts if "ended_at" in change.fields}
-    for key in tools.errands.keys("logs", s.key):
-        errand = tools.errands.take(key)
-        if errand is None or errand.error is not None:
-            continue
-        attempt: AttemptView = errand.value[0]
-        chunk: LogChunk = errand.value[1]
-        if not chunk.text:
-            continue
-        text = chunk.text[: MAX_LOG - attempt.log_offset]
-        changes.logs.append(LogText(attempt.id, attempt.log_offset, text, chunk.next_offset))
-        is_over = attempt.id in ended or (s.newest is not None and attempt.round_number != s.round.number)
-        if is_over and chunk.next_offset < MAX_LOG:
-            start_log(s, attempt, chunk.next_offset, tools)  # its last words may have come after this piece
 
 
 def cancel_strays(s: Snapshot, tools: Tools, changes: Changes, *, patience: float = 0.0) -> list[AttemptView]:

@@ -1,0 +1,42 @@
+"""The logs of the runs: read on in pieces, beside the steps, and stored by whichever step comes next."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedportal.connectors.base import LogChunk
+from fedportal.orchestrator import sitework
+from fedportal.orchestrator.outcomes import Changes, LogText
+from fedportal.orchestrator.sitework import Tools
+from fedportal.orchestrator.snapshot import AttemptView, Snapshot
+from fedportal.orchestrator.steps.starting import logs_pace
+
+MAX_LOG = 256 * 1024
+"""Bytes of an attempt's log that are kept in the journal."""
+
+
+def start_log(s: Snapshot, attempt: AttemptView, offset: int, tools: Tools) -> None:
+    """Read on in a run's log; :func:`take_logs` of a later step stores what comes."""
+    first, longest = logs_pace(attempt.site)
+    tools.pace.heard(("logs", attempt.run), first=first, longest=longest)
+    attempt = replace(attempt, log_offset=offset)
+    key = ("logs", s.key, attempt.id, offset)
+    tools.errands.start(key, lambda: (attempt, sitework.read_log(attempt, tools)), is_news=False)
+
+
+def take_logs(s: Snapshot, tools: Tools, changes: Changes) -> None:
+    """Take the pieces of log that have come. A site that cannot show its log is not in trouble for it."""
+    ended = {change.attempt for change in changes.attempts if "ended_at" in change.fields}
+    for key in tools.errands.keys("logs", s.key):
+        errand = tools.errands.take(key)
+        if errand is None or errand.error is not None:
+            continue
+        attempt: AttemptView = errand.value[0]
+        chunk: LogChunk = errand.value[1]
+        if not chunk.text:
+            continue
+        text = chunk.text[: MAX_LOG - attempt.log_offset]
+        changes.logs.append(LogText(attempt.id, attempt.log_offset, text, chunk.next_offset))
+        is_over = attempt.id in ended or (s.newest is not None and attempt.round_number != s.round.number)
+        if is_over and chunk.next_offset < MAX_LOG:
+            start_log(s, attempt, chunk.next_offset, tools)  # its last words may have come after this piece
