@@ -10,6 +10,7 @@ import pytest
 from fedportal.connectors.airflow import AirflowConnector
 from fedportal.connectors.base import RunState
 from fedportal.connectors.errors import SiteMisbehaved, SiteRefused, SiteUnreachable
+from fedportal.connectors.objectstore import ObjectStore
 from tests.airflow.hospital import Hospital
 from tests.connectors.contract import ConnectorContract
 from tests.trainer_process.bench import Bench, wait_for
@@ -54,9 +55,9 @@ def test_a_run_that_was_deleted_by_hand_is_lost(hospital: Hospital, bench: Bench
     assert site.poll(ticket.run).state is RunState.LOST
 
 
-def test_many_open_runs_are_asked_for_at_once(hospital: Hospital, bench: Bench) -> None:
+def test_many_open_runs_are_asked_for_at_once(hospital: Hospital, object_store: ObjectStore) -> None:
     site = hospital.connector()
-    tickets = [bench.ticket("lasts", attempt=number) for number in (1, 2, 3, 4)]
+    tickets = [Bench(object_store, experiment=secrets.token_hex(3)).ticket("lasts") for _ in range(4)]
     for ticket in tickets:
         site.launch(ticket)
     wait_for(lambda: {site.poll(t.run).state for t in tickets} >= {RunState.RUNNING}, seconds=90)

@@ -83,9 +83,11 @@ class ConnectorContract:
     def test_another_attempt_is_another_run(self, site: Connector, bench: Bench) -> None:
         first, second = bench.ticket("lasts", attempt=1), bench.ticket("quick", attempt=2)
         assert site.launch(first)
+        self.running(site, first)
+        site.cancel(first.run)
         assert site.launch(second)
         assert self.over(site, second) is RunState.SUCCEEDED
-        assert site.poll(first.run).state is RunState.RUNNING
+        assert site.poll(first.run).state is RunState.CANCELLED
         site.cancel(first.run)
         assert site.poll(second.run).state is RunState.SUCCEEDED
 
