@@ -173,7 +173,7 @@ class Run:
             signal.signal(number, self._end)
         # From here on a cancelled task says when its processes are gone; one without this line never began.
         _say("task begins", run=self._run)
-        self._end_earlier_attempts()
+        self._take_the_place_of_earlier_attempts()
         log = self._folder / "log.txt"
         shown = log.stat().st_size if log.exists() else 0
         with _without_signals():  # so that a task is never ended without knowing what it has started
@@ -223,13 +223,17 @@ class Run:
         self._over.set()
 
     def _verdict(self) -> int:
-        try:
-            document = json.loads((self._folder / "exit.json").read_bytes())
-            code, message = int(document["exit_code"]), str(document["message"])
-        except (OSError, ValueError, KeyError, TypeError):
-            code, message = NO_VERDICT, KILLED
+        code, message = self._last_words()
         _say(message, level="error" if code else "info", run=self._run, exit_code=code)
         return code
+
+    def _last_words(self) -> tuple[int, str]:
+        """Return the run's exit code and why, as it left them behind."""
+        try:
+            document = json.loads((self._folder / "exit.json").read_bytes())
+            return int(document["exit_code"]), str(document["message"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return NO_VERDICT, KILLED
 
     def _end(self, *_: object) -> NoReturn:
         """End the run's processes and this one."""
@@ -249,16 +253,20 @@ class Run:
             return False
         return not _is_locked(self._folder)
 
-    def _end_earlier_attempts(self) -> None:
-        """End what is still at work of this run's earlier attempts: the portal waits for this one only.
+    def _take_the_place_of_earlier_attempts(self) -> None:
+        """End what is still at work of this round's earlier attempts; raise :class:`Refused` where a later one has begun.
 
-        So it is where somebody deletes a run in Airflow: the portal starts another attempt before Airflow has told the
-        task of the first.
+        The portal waits for the newest attempt only. Where somebody deletes a run in Airflow, it starts another before
+        Airflow has told the task of the first; and Airflow may start a task again that nobody waits for any more.
         """
         stem, _, number = self._run.rpartition("-a")
         for folder in self._folder.parent.glob(f"{stem}-a*"):
-            earlier = folder.name.removeprefix(f"{stem}-a")
-            if earlier.isdecimal() and int(earlier) < int(number) and _is_locked(folder):
+            other = folder.name.removeprefix(f"{stem}-a")
+            if not other.isdecimal() or other == number:
+                continue
+            if int(other) > int(number) and self._last_words()[0] != Exit.OK:
+                raise Refused(Exit.CANCELLED, "A later attempt has taken the place of this run.")
+            if _is_locked(folder):
                 _end_processes(partial(_pid, folder), lambda folder=folder: not _is_locked(folder))
                 _say("an earlier attempt was still at work and has been ended", run=folder.name)
 
