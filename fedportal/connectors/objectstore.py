@@ -11,7 +11,7 @@ import hashlib
 import io
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -204,22 +204,29 @@ class ObjectStore:
             return False
         return True
 
-    def delete_prefix(self, prefix: str) -> int:
+    def delete_prefix(self, prefix: str, *, within: Collection[str] | None = None) -> int:
         """Delete all objects and unfinished uploads below one experiment's prefix; return how many objects.
 
+        ``within``: only those in the folders of these names that lie directly below the prefix.
         Raises ``ValueError`` for a prefix that does not lie inside one experiment: a slip never empties a bucket.
         """
         if not _OWN_PREFIX.match(prefix):
             raise ValueError(f"refusing to delete {prefix!r}: not the prefix of one experiment")
         prefix = prefix.rstrip("/") + "/"
-        keys = list(self.list(prefix))
+
+        def is_meant(key: str) -> bool:
+            name, slash, _ = key.removeprefix(prefix).partition("/")
+            return within is None or (bool(slash) and name in within)
+
+        keys = [key for key in self.list(prefix) if is_meant(key)]
         with self._errors(prefix):
             errors = list(self._client.remove_objects(self.bucket, [DeleteObject(key) for key in keys]))
             if errors:
                 raise StoreError(f"{len(errors)} objects below {prefix} could not be deleted ({errors[0].code})")
             # There is no public call for open uploads in the SDK (pinned below version 8).
             for upload in self._client._list_multipart_uploads(self.bucket, prefix=prefix).uploads:
-                self._client._abort_multipart_upload(self.bucket, upload.object_name, str(upload.upload_id))
+                if is_meant(str(upload.object_name)):
+                    self._client._abort_multipart_upload(self.bucket, upload.object_name, str(upload.upload_id))
         return len(keys)
 
     def ensure_bucket(self) -> None:

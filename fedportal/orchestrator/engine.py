@@ -39,7 +39,7 @@ LEASE = timedelta(seconds=15)
 RENEW_EVERY = 5.0
 STORE_PAUSE = timedelta(seconds=2)
 MOST_STUMBLES = 5
-NEWS_EVERY = 0.01
+NEWS_EVERY = 0.004
 """While lingering: pause between two looks for signs at sites that can be asked for nothing."""
 WAKES_EVERY = 0.025
 """While lingering: pause between two looks for wake-ups; one query on a key, 0.2 ms."""
@@ -192,13 +192,13 @@ class Engine:
         # By both clocks: one that is set back while we wait must not make the wait longer.
         end = time.monotonic() + (outcome.until - self.clock()).total_seconds()
         while lingers() and not self._closing.is_set() and not claim.lost.is_set():
+            if claim.snapshot is not None and sitework.has_sign(claim.snapshot, claim.tools, claim.signs):
+                return True
             if (
                 self.clock() >= outcome.until
                 or time.monotonic() >= end
                 or claim.tools.errands.wait_for_news(NEWS_EVERY)
             ):
-                return True
-            if claim.snapshot is not None and sitework.has_sign(claim.snapshot, claim.tools, claim.signs):
                 return True
             if time.monotonic() - looked > WAKES_EVERY:
                 looked = time.monotonic()

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedportal.connectors.errors import SiteError, StoreError
 from fedportal.connectors.objectstore import sha256_of_file
-from fedportal.orchestrator import sitework
+from fedportal.orchestrator import spool
 from fedportal.orchestrator.outcomes import NewArtefact
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import ModelView, Snapshot
@@ -72,7 +72,7 @@ def put_bundle(s: Snapshot, model: ModelView, folder: Path, tools: Tools) -> New
     """Have the trainer make a model's bundle in ``folder`` and put it into the store. Raises :data:`TROUBLES`."""
     folder.mkdir(parents=True, exist_ok=True)
     weights, description, out = folder / "global.safetensors", folder / RECIPE_NAME, folder / BUNDLE_NAME
-    sitework.fetch(model.key, weights, Stored(model.sha256, model.size), tools)
+    spool.fetch(model.key, weights, Stored(model.sha256, model.size), tools)
     description.write_text(json.dumps(recipe(s, model)))
     argv = ["bundle", "--model", str(weights), "--recipe", str(description), "--out", str(out)]
     exit_code, output = tools.trainer(argv, BUNDLE_TIMEOUT)

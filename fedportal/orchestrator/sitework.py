@@ -7,9 +7,7 @@ They touch no rows, and each may be done again at any time.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,15 +19,15 @@ from fedportal.aggregation.process import AggregationProcess
 from fedportal.connectors.base import CheckReport, Connector, LogChunk, RunState, RunStatus
 from fedportal.connectors.breaker import Contact
 from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, SiteError
-from fedportal.connectors.objectstore import ObjectStore, sha256_of_file
+from fedportal.connectors.objectstore import ObjectStore
+from fedportal.orchestrator import spool
 from fedportal.orchestrator.errands import Errands, Pace
-from fedportal.orchestrator.snapshot import AttemptView, ModelView, SiteView, Snapshot
+from fedportal.orchestrator.snapshot import AttemptView, SiteView, Snapshot
 from trainer.contract import (
     INCOMING_SUBJECT,
     LOG_NAME,
     MANIFEST_NAME,
     OPTIMIZER_NAME,
-    ROOT,
     SPEC_NAME,
     UPDATE_NAME,
     ContractError,
@@ -39,13 +37,11 @@ from trainer.contract import (
     LaunchTicket,
     Manifest,
     Put,
-    Stored,
     Subject,
     attempt_key,
     case_key,
     manifest_from_json,
     round_prefix,
-    shelf_folder,
     signed,
     site_key,
     verified,
@@ -190,16 +186,8 @@ def launch(s: Snapshot, attempt: AttemptView, before: Sequence[AttemptView], too
     spec_url = tools.store.presign_get(f"{s.prefix(attempt)}/{SPEC_NAME}", tools.url_lifetime)
     dataset = next(p.dataset for p in s.participants if p.site.id == attempt.site.id)
     if attempt.site.connector in AT_HAND:
-        _lend(s, tools)
+        spool.lend(s, tools)
     return connector.launch(LaunchTicket(attempt.run, spec_url, _key(attempt, tools), dataset, _kind(s)))
-
-
-def _lend(s: Snapshot, tools: Tools) -> None:
-    """Put the global model on the round's shelf, for the sites of this machine."""
-    shelf = spool_of(s, s.round.number, tools)
-    with suppress(OSError):  # not in the spool, or lent already: the sites fetch what they do not find
-        shelf.mkdir(parents=True, exist_ok=True)
-        os.link(global_in_spool(s, s.model.round_number, tools), shelf / s.model.sha256)
 
 
 # --- while it runs --------------------------------------------------------------------------------
@@ -311,8 +299,8 @@ def _judge(s: Snapshot, attempt: AttemptView, manifest: Manifest, tools: Tools) 
         for name, stored in wanted:
             key = f"{s.prefix(attempt)}/{name}"
             tools.store.close_upload(key, _recalled(dict(attempt.upload.get(name) or {})), stored.etags)
-            fetch(key, spooled(s, attempt, name, tools), stored, tools)
-        reference = model_file(s, s.model, tools)
+            spool.fetch(key, spool.spooled(s, attempt, name, tools), stored, tools)
+        reference = spool.model_file(s, s.model, tools)
     except (ObjectDamaged, ObjectMissing) as error:
         return Delivery(manifest, damaged=f"The update did not arrive whole: {error}.")
     try:
@@ -324,7 +312,7 @@ def _judge(s: Snapshot, attempt: AttemptView, manifest: Manifest, tools: Tools) 
 
 def _verdict(s: Snapshot, attempt: AttemptView, reference: Path, tools: Tools) -> tuple[Admission, str]:
     """Judge a fetched update; return the admission and why it is refused (empty: it is not)."""
-    update = spooled(s, attempt, UPDATE_NAME, tools)
+    update = spool.spooled(s, attempt, UPDATE_NAME, tools)
     admission = tools.aggregation.admit(update, reference, max_relative_norm=s.max_relative_norm)
     refused = "" if admission.admitted else admission.reason
     if not refused and s.plan.optimizer.treatment == "aggregate":
@@ -334,102 +322,9 @@ def _verdict(s: Snapshot, attempt: AttemptView, reference: Path, tools: Tools) -
 
 def _judge_optimizer(s: Snapshot, attempt: AttemptView, tools: Tools) -> str:
     """Return why an optimizer state must not be averaged. In the first round there is none to compare it with."""
-    state = spooled(s, attempt, OPTIMIZER_NAME, tools)
+    state = spool.spooled(s, attempt, OPTIMIZER_NAME, tools)
     try:
-        verdict = tools.aggregation.admit(state, state_file(s, s.model, tools) or state)
+        verdict = tools.aggregation.admit(state, spool.state_file(s, s.model, tools) or state)
     except AggregationRefused as error:
         return f"The optimizer state cannot be used: {error.reason}"
     return "" if verdict.admitted else f"The optimizer state cannot be used: {verdict.reason}"
-
-
-# --- the spool ------------------------------------------------------------------------------------
-
-
-def spool_of(s: Snapshot, round_number: int, tools: Tools) -> Path:
-    return tools.spool / shelf_folder(s.key, round_number)
-
-
-def spooled(s: Snapshot, attempt: AttemptView, name: str, tools: Tools) -> Path:
-    return spool_of(s, attempt.round_number, tools) / f"{attempt.site.slug}-a{attempt.number}-{name}"
-
-
-def global_in_spool(s: Snapshot, round_number: int, tools: Tools) -> Path:
-    return spool_of(s, round_number, tools) / "global.safetensors"
-
-
-def state_in_spool(s: Snapshot, round_number: int, tools: Tools) -> Path:
-    return spool_of(s, round_number, tools) / "server-state.safetensors"
-
-
-def model_file(s: Snapshot, model: ModelView, tools: Tools) -> Path:
-    """Return a verified copy of a global model in the spool, fetched when it is not there."""
-    path = global_in_spool(s, model.round_number, tools)
-    fetch(model.key, path, Stored(model.sha256, model.size), tools)
-    return path
-
-
-def state_file(s: Snapshot, model: ModelView, tools: Tools) -> Path | None:
-    """Return a verified copy of the server state beside a global model; ``None`` when it has none."""
-    if not model.server_state_key:
-        return None
-    path = state_in_spool(s, model.round_number, tools)
-    fetch(model.server_state_key, path, Stored(model.server_state_sha256, model.server_state_size), tools)
-    return path
-
-
-def fetch(key: str, path: Path, stored: Stored, tools: Tools) -> None:
-    """Have an object in the spool, with the right size and SHA-256. A file that is there was verified when it came."""
-    if path.exists() and path.stat().st_size == stored.size:
-        return
-    if _taken(path.with_name(stored.sha256), path, stored):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tools.store.get_file(key, path, sha256=stored.sha256, size=stored.size)
-
-
-def _taken(left: Path, path: Path, stored: Stored) -> bool:
-    """Take what a run on this machine has left on the round's shelf, which is its spool, if it is as announced."""
-    try:
-        if left.stat().st_size != stored.size or sha256_of_file(left) != stored.sha256:
-            return False
-        left.replace(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-# --- afterwards -----------------------------------------------------------------------------------
-
-
-def tidy_before(s: Snapshot, tools: Tools) -> None:
-    """Remove what earlier rounds left: attempts' objects in the store, everything in the spool but the incoming model."""
-    before = s.round.number - 1
-    for participant in s.participants:
-        tools.store.delete_prefix(f"{round_prefix(s.key, before)}/{participant.site.slug}")
-    keep = {global_in_spool(s, before, tools), state_in_spool(s, before, tools)}
-    for folder in (tools.spool / s.key).glob("r*"):
-        if folder.name <= spool_of(s, before, tools).name:
-            for path in set(folder.iterdir()) - keep:
-                path.unlink(missing_ok=True)
-            if not any(folder.iterdir()):
-                folder.rmdir()
-
-
-def tidy_experiment(s: Snapshot, tools: Tools) -> None:
-    """Remove all leftovers of an experiment that is over: attempts' objects, open uploads, the spool."""
-    slugs = {participant.site.slug for participant in s.participants}
-    prefixes = set()
-    for key in tools.store.list(f"{ROOT}/{s.key}/"):
-        parts = key.split("/")
-        if len(parts) > 4 and parts[3] in slugs:
-            prefixes.add("/".join(parts[:4]))
-    # An upload that was opened and never completed is no object yet: the last rounds are tidied in any case.
-    last = s.round.number if s.newest else 0
-    prefixes |= {f"{round_prefix(s.key, n)}/{slug}" for n in range(max(1, last - 1), last + 1) for slug in slugs}
-    for prefix in sorted(prefixes):
-        tools.store.delete_prefix(prefix)
-    folder = tools.spool / s.key
-    if folder.is_dir():
-        for path in sorted(folder.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-        folder.rmdir()

@@ -95,6 +95,19 @@ def test_list_and_delete_stay_inside_the_prefix(object_store: ObjectStore) -> No
     assert object_store.delete_prefix("fedportal/abcd") == 0
 
 
+def test_only_the_named_folders_below_a_prefix_are_deleted(object_store: ObjectStore) -> None:
+    prefix = "fedportal/abcd/r00001"
+    keys = [f"{prefix}/{name}" for name in ("bundle.zip", "graz", "graz/a1/spec.json", "grazer/a1/x", "ulm/a1/x")]
+    for key in keys:
+        object_store.put_bytes(key, b"x")
+    for site in ("graz", "mainz"):
+        object_store.open_upload(f"{prefix}/{site}/a1/update", objectstore.SINGLE_PUT + 1, HOUR)
+    assert object_store.delete_prefix(prefix, within={"graz", "linz"}) == 1
+    assert set(object_store.list(prefix)) == set(keys) - {f"{prefix}/graz/a1/spec.json"}
+    uploads = object_store._client._list_multipart_uploads(object_store.bucket, prefix="fedportal/abcd/").uploads
+    assert [upload.object_name for upload in uploads] == [f"{prefix}/mainz/a1/update"]
+
+
 @pytest.mark.parametrize(
     "prefix", ["", "/", "fedportal", "fedportal/", "fedportal/../x", "other/abcd", "fedportal/abcd/../"]
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -114,11 +114,12 @@ class MemoryStore:
         self._reach()
         return iter(sorted(key for key in self.objects if key.startswith(prefix)))
 
-    def delete_prefix(self, prefix: str) -> int:
-        found = list(self.list(prefix + "/"))
+    def delete_prefix(self, prefix: str, *, within: Collection[str] | None = None) -> int:
+        folders = tuple(f"{prefix}/{name}/" for name in within) if within is not None else (f"{prefix}/",)
+        found = [key for key in self.list(prefix + "/") if key.startswith(folders)]
         for key in found:
             del self.objects[key]
-        self.uploads = {id: key for id, key in self.uploads.items() if not key.startswith(prefix + "/")}
+        self.uploads = {id: key for id, key in self.uploads.items() if not key.startswith(folders)}
         return len(found)
 
     def presign_get(self, key: str, expires: timedelta, *, filename: str | None = None) -> str:

@@ -13,7 +13,7 @@ import pytest
 from fedportal.experiments import baselines, services
 from fedportal.experiments.models import Artefact, Baseline, CaseScore, Experiment, Kind, SiteRun
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
-from fedportal.orchestrator import sitework
+from fedportal.orchestrator import sitework, spool
 from fedportal.orchestrator.engine import MOST_STUMBLES
 from fedportal.orchestrator.outcomes import Advance, Fail, Wait
 from fedportal.orchestrator.snapshot import BesideView, SubjectView
@@ -233,7 +233,7 @@ def test_a_cyclic_round_is_aggregated_from_one_of_one(federation: Federation):
         site_run("a", SiteRunState.ADMITTED, train_cases=8, update_sha256=incoming.sha256, update_size=incoming.size),
     )
     s = snapshot(RoundState.AGGREGATING, kind="cyclic", min_sites=1, site_runs=runs, incoming=incoming)
-    sitework.spool_of(s, 1, federation.tools).mkdir(parents=True)
+    spool.folder_of(s, 1, federation.tools).mkdir(parents=True)
     outcome = aggregate(s, federation.tools)
     assert "Round 1 aggregated from 1 of 1 site." in texts(outcome.changes)
 

@@ -11,7 +11,7 @@ from fedportal.aggregation.errors import AggregationError, AggregationFailed
 from fedportal.aggregation.merge import Contribution
 from fedportal.aggregation.strategies import STRATEGIES
 from fedportal.experiments.states import RoundState, SiteRunState
-from fedportal.orchestrator import sitework
+from fedportal.orchestrator import spool
 from fedportal.orchestrator.outcomes import (
     Advance,
     Changes,
@@ -65,7 +65,7 @@ def _why_not(s: Snapshot, missing: Iterable[SiteRunView]) -> str:
 def aggregate(s: Snapshot, tools: Tools) -> Outcome:
     """AGGREGATING: merge the admitted updates into the next global model and publish it; score the one before."""
     changes = Changes(part="aggregate")
-    reference = sitework.model_file(s, s.model, tools)
+    reference = spool.model_file(s, s.model, tools)
     updates = [Contribution(run.site.slug, _update_file(s, run, tools), run.train_cases) for run in s.admitted]
     method = STRATEGIES.get(s.strategy)
     if method is None:
@@ -74,14 +74,14 @@ def aggregate(s: Snapshot, tools: Tools) -> Outcome:
     if any(option.name == "weighting" for option in method.options):
         options.setdefault("weighting", s.weighting)
     number = s.round.number
-    out, state_out = sitework.global_in_spool(s, number, tools), sitework.state_in_spool(s, number, tools)
+    out, state_out = spool.global_in_spool(s, number, tools), spool.state_in_spool(s, number, tools)
     try:
         merged = tools.aggregation.aggregate(
             reference=reference,
             contributions=updates,
             strategy=s.strategy,
             options=options,
-            state_in=sitework.state_file(s, s.model, tools) if method.uses_server_state else None,
+            state_in=spool.state_file(s, s.model, tools) if method.uses_server_state else None,
             out=out,
             state_out=state_out if method.uses_server_state else None,
             round=number,
@@ -125,9 +125,9 @@ def aggregate(s: Snapshot, tools: Tools) -> Outcome:
 
 def _update_file(s: Snapshot, run: SiteRunView, tools: Tools, name: str = UPDATE_NAME) -> Any:
     """Return an admitted update in the spool; after a crash it is fetched again from the store."""
-    path = sitework.spooled(s, run.attempt, name, tools)
+    path = spool.spooled(s, run.attempt, name, tools)
     if name == UPDATE_NAME:
-        sitework.fetch(f"{s.prefix(run.attempt)}/{name}", path, Stored(run.update_sha256, run.update_size), tools)
+        spool.fetch(f"{s.prefix(run.attempt)}/{name}", path, Stored(run.update_sha256, run.update_size), tools)
     elif not path.exists():
         tools.store.get_file(f"{s.prefix(run.attempt)}/{name}", path)
     return path
@@ -139,12 +139,12 @@ def _average_optimizers(s: Snapshot, tools: Tools) -> None:
     ]
     tools.aggregation.aggregate(
         # in the first round there is no average yet; the first state only lends its layout
-        reference=sitework.state_file(s, s.model, tools) or states[0].path,
+        reference=spool.state_file(s, s.model, tools) or states[0].path,
         contributions=states,
         strategy="fedavg",
         options={"weighting": s.weighting},
         state_in=None,
-        out=sitework.state_in_spool(s, s.round.number, tools),
+        out=spool.state_in_spool(s, s.round.number, tools),
         state_out=None,
         round=s.round.number,
     )

@@ -9,7 +9,7 @@ from datetime import timedelta
 from fedportal.connectors.errors import StoreError, StoreUnreachable
 from fedportal.experiments.models.scores import MEAN, best_of
 from fedportal.experiments.states import SITE_RUN_OVER, ExperimentState, RoundState, SiteRunState
-from fedportal.orchestrator import files, sitework
+from fedportal.orchestrator import files, spool
 from fedportal.orchestrator.outcomes import Advance, Changes, Outcome, SiteRunChange, Wait
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, ModelView, Snapshot
@@ -46,14 +46,14 @@ def finish(s: Snapshot, tools: Tools) -> Outcome:
         if (model.id, "bundle") in made:
             continue
         try:
-            changes.artefacts.append(files.put_bundle(s, model, sitework.spool_of(s, model.round_number, tools), tools))
+            changes.artefacts.append(files.put_bundle(s, model, spool.folder_of(s, model.round_number, tools), tools))
         except StoreUnreachable:
             raise
         except files.TROUBLES as error:
             logger.warning("bundle of %s round %d: %s", s.key, model.round_number, error)
             text = f"{files.no_bundle(model, error)} The models page can ask for it again."
             changes.say("no_bundle", text, level="warn")
-    sitework.tidy_experiment(s, tools)
+    spool.tidy_experiment(s, tools)
     changes.experiment_to = ExperimentState.COMPLETED
     changes.say("completed", _summary(s), level="good")
     return Advance(changes)
@@ -115,7 +115,7 @@ def cancel(s: Snapshot, tools: Tools) -> Outcome:
     changes.experiment_because = text
     changes.say("cancelled", text, level="warn")
     try:
-        sitework.tidy_experiment(s, tools)
+        spool.tidy_experiment(s, tools)
     except StoreError as error:
         logger.warning("leftovers of %s stay in the store: %s", s.key, error)
         changes.say("untidy", "Some leftovers could not be removed from the object store.", level="warn")

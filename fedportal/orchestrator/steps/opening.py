@@ -10,7 +10,7 @@ from functools import partial
 
 from fedportal.aggregation.strategies import STRATEGIES
 from fedportal.experiments.states import RoundState, SiteRunState
-from fedportal.orchestrator import sitework
+from fedportal.orchestrator import sitework, spool
 from fedportal.orchestrator.outcomes import (
     Advance,
     AttemptChange,
@@ -25,7 +25,7 @@ from fedportal.orchestrator.outcomes import (
 )
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, Participant, SiteRunView, Snapshot
-from fedportal.orchestrator.steps.starting import PATIENCE, launch_what_is_due, start_publishing
+from fedportal.orchestrator.steps.starting import PATIENCE, launch_what_is_due, start_publishing, tidy
 from fedportal.orchestrator.words import listed, of, sites, trainer_said
 from fedportal.ui.templatetags.ui import bytes_
 from trainer.contract import Stored, canonical_json, global_model_key
@@ -182,12 +182,12 @@ def publish(s: Snapshot, tools: Tools) -> Outcome:
 
 
 def _publish_initial_model(s: Snapshot, tools: Tools, changes: Changes) -> Outcome:
-    folder = sitework.spool_of(s, 0, tools)
+    folder = spool.folder_of(s, 0, tools)
     folder.mkdir(parents=True, exist_ok=True)
-    path = sitework.global_in_spool(s, 0, tools)
+    path = spool.global_in_spool(s, 0, tools)
     if s.start is not None:
         # a copy of its own: the experiment does not depend on what becomes of the other one
-        sitework.fetch(s.start.key, path, Stored(s.start.sha256, s.start.size), tools)
+        spool.fetch(s.start.key, path, Stored(s.start.sha256, s.start.size), tools)
         said = f"The experiment starts from {s.start.title}"
     else:
         plan = folder / "plan.json"
@@ -219,5 +219,6 @@ def dispatch(s: Snapshot, tools: Tools) -> Outcome:
     names = listed([run.site.name for run in (*waiting, *delivered)])
     changes.say("round_started", f"{s.round.title} {work} at {sites(taking_part)}: {names}.")
     begun = sum(SiteRunState.DISPATCHED in change.through for change in changes.site_runs)
+    tidy(s, tools)
     # Nobody can have delivered yet; the sites need the processor more than another look at them does.
     return Wait(s.now + FIRST_LOOK, changes) if begun == len(waiting) > 0 else Advance(changes)

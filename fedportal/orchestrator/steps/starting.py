@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from functools import partial
 
 from fedportal.connectors.errors import SiteRefused, SiteResting, SiteUnreachable
 from fedportal.experiments.states import SiteRunState
-from fedportal.orchestrator import sitework
+from fedportal.orchestrator import sitework, spool
 from fedportal.orchestrator.outcomes import AttemptChange, Changes, NewAttempt, SiteRunChange
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, SiteRunView, SiteView, Snapshot
@@ -70,6 +71,14 @@ def start_publishing(s: Snapshot, attempt: AttemptView, dataset: str, tools: Too
     key = ("publish", attempt.run)
     tools.errands.start(key, partial(sitework.publish, s, attempt, dataset, tools))
     return key
+
+
+def tidy(s: Snapshot, tools: Tools) -> None:
+    """Clear up after the rounds before, once, while the sites work anyway. What a crash leaves goes at the end."""
+    key = ("tidy", f"{s.key}-{s.round.number}")
+    if s.round.number > 1 and tools.pace.is_due(key):
+        tools.pace.heard(key, first=math.inf, longest=math.inf)
+        tools.errands.start(key, partial(spool.tidy_before, s, tools), is_news=False)
 
 
 def _take_published(run: SiteRunView, tools: Tools, changes: Changes) -> None:
