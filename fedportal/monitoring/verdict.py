@@ -19,22 +19,34 @@ UNSETTLED = "The interval reaches over zero: these cases do not settle which is 
 def headline(comparison: Comparison) -> list[str]:
     """Return what the federated model reached, most important first; what cannot be said is said, too."""
     if comparison.federated is None:
-        return ["No case scores yet. They come with the final evaluation of the federated run."]
-    said = []
+        return ["No case scores of the federated model yet. They come with the final evaluation of its run."]
+    said, is_open = [], []
     pooled = next((one for one in comparison.contrasts if one.other.role == Role.POOLED), None)
     local = next((one for one in comparison.contrasts if one.other.role == Role.LOCAL), None)
     if pooled is not None and pooled.percentage.value is not None:
         said.append(f"Federated reached {_percent(pooled.percentage)} of pooled.")
     elif pooled is not None:
         said.append(f"Federated is {_against(comparison, pooled)} the pooled model.")
-    elif not comparison.family.has(Kind.POOLED):
-        said.append("How much of pooled training it reached is open: there is no pooled baseline beside it.")
+    else:
+        is_open.append(f"How much of pooled training it reached is open: {_why_open(comparison, Kind.POOLED)}.")
     if local is not None:
-        text = f"It is {_against(comparison, local)} {_name_of(comparison, local)}."
+        text = f"{'It' if said else 'Federated'} is {_against(comparison, local)} {_name_of(comparison, local)}."
         said.append(text if _is_settled(local.gain) else f"{text} {UNSETTLED}")
-    elif not comparison.family.has(Kind.LOCAL_ONLY):
-        said.append("What a hospital reaches alone is open: there are no local-only baselines beside it.")
-    return said
+    else:
+        is_open.append(f"What a hospital reaches alone is open: {_why_open(comparison, Kind.LOCAL_ONLY)}.")
+    mean = comparison.lines[0].mean
+    if mean.value is not None:
+        sites = "its one site" if len(comparison.sites) == 1 else f"the {len(comparison.sites)} sites"
+        subject = "Its own" if said else "The federated model's"
+        said.append(f"{subject} {_short(comparison)} is {_with_interval(comparison, mean)}, mean over {sites}.")
+    return said + is_open
+
+
+def _why_open(comparison: Comparison, kind: Kind) -> str:
+    if comparison.family.has(kind):
+        return "the cross-site evaluation has not measured it yet"
+    names = {Kind.POOLED: "there is no pooled baseline", Kind.LOCAL_ONLY: "there are no local-only baselines"}
+    return f"{names[kind]} beside it"
 
 
 def about(comparison: Comparison, contrast: Contrast) -> str:
@@ -85,6 +97,19 @@ def _percent(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:.1f} % ({TOO_FEW})"
     return f"{estimate.value:.1f} % (95 % interval {estimate.low:.1f}–{estimate.high:.1f})"
+
+
+def _short(comparison: Comparison) -> str:
+    name = "Dice" if comparison.higher_is_better else "HD95"
+    return name if comparison.region == MEAN else f"{name} of {comparison.region}"
+
+
+def _with_interval(comparison: Comparison, estimate: Estimate) -> str:
+    value = _size(comparison, estimate.value or 0.0)
+    if estimate.low is None or estimate.high is None:
+        return f"{value} ({TOO_FEW})"
+    places = comparison.measure.decimals
+    return f"{value} (95 % interval {estimate.low:.{places}f} to {estimate.high:.{places}f})"
 
 
 def _against(comparison: Comparison, contrast: Contrast) -> str:

@@ -154,7 +154,7 @@ def test_the_headline_has_a_share_a_difference_and_their_intervals(client, head)
     comparison = compared(head)
     pooled = next(one for one in comparison.contrasts if one.other.key == "pooled").percentage
     local = next(one for one in comparison.contrasts if one.other.role == "local")
-    reached, above = verdict.headline(comparison)
+    reached, above, own = verdict.headline(comparison)
     assert reached == (
         f"Federated reached {pooled.value:.1f} % (95 % interval {pooled.low:.1f}–{pooled.high:.1f}) of pooled."
     )
@@ -168,9 +168,11 @@ def test_the_headline_has_a_share_a_difference_and_their_intervals(client, head)
             (line for line in comparison.lines if line.contender.role == "local"), key=lambda line: line.mean.value
         ).contender.key
     )
+    mean = comparison.lines[0].mean
+    interval = f"{mean.low:.3f} to {mean.high:.3f}"
+    assert own == f"Its own Dice is {mean.value:.3f} (95 % interval {interval}), mean over the 3 sites."
     text = page_of(client, head)
-    assert reached in text
-    assert above in text
+    assert all(sentence in text for sentence in (reached, above, own))
 
 
 def test_what_does_not_help_is_said_as_plainly(head):
@@ -191,6 +193,7 @@ def test_a_difference_that_could_be_none_is_called_open(head):
 def test_an_experiment_without_baselines_says_what_is_open(client):
     head = families.make_family(factories.ada(), kinds=())
     text = page_of(client, head)
+    assert "The federated model&#x27;s Dice is" in text
     assert "there is no pooled baseline beside it" in text
     assert "there are no local-only baselines beside it" in text
 
@@ -198,8 +201,16 @@ def test_an_experiment_without_baselines_says_what_is_open(client):
 def test_what_is_not_there_yet_is_said(client):
     head = scenes.make_running(factories.ada())
     text = page_of(client, head)
-    assert "No case scores yet." in text
+    assert "No case scores of the federated model yet." in text
     assert "Still to come: the federated run." in text
+
+
+def test_what_has_not_been_measured_yet_is_open(head):
+    Subject.objects.filter(experiment__kind=Kind.CROSS_SITE).exclude(role=Subject.Role.LOCAL).delete()
+    above, own, pooled = verdict.headline(compared(head))
+    assert above.startswith("Federated is 0.")
+    assert own.startswith("Its own Dice is 0.")
+    assert pooled.endswith("is open: the cross-site evaluation has not measured it yet.")
 
 
 def test_members_say_how_far_they_are(client, head):
