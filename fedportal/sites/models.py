@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 from django.core.validators import RegexValidator
 from django.db import models
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from fedportal.sites.fields import EncryptedJSONField
@@ -59,12 +60,16 @@ class SiteQuerySet(models.QuerySet["Site"]):
         )
 
     def with_counts(self) -> SiteQuerySet:
-        """Add ``dataset_count`` (available ones) and ``running_count`` (experiments under way)."""
+        """Add ``dataset_count`` (available ones) and ``running_count`` (experiments under way, each with its baselines)."""
         under_way = models.Q(participations__experiment__started_at__isnull=False)
         under_way &= models.Q(participations__experiment__ended_at=None)
         return self.annotate(
             dataset_count=models.Count("datasets", filter=models.Q(datasets__is_available=True), distinct=True),
-            running_count=models.Count("participations", filter=under_way, distinct=True),
+            running_count=models.Count(
+                Coalesce("participations__experiment__head", "participations__experiment"),
+                filter=under_way,
+                distinct=True,
+            ),
         )
 
 

@@ -280,6 +280,22 @@ def test_a_failed_baseline_stands_in_nobodys_way_and_a_failed_run_does(main, ada
     assert evaluation.waits_for == pooled
 
 
+def test_the_next_repeat_does_not_wait_for_what_waits_for_a_failed_run(draft, ada):
+    services.update_draft(experiment=draft, by=ada, fields={"repeats": 2, "baselines": ["pooled"]})
+    services.start(experiment=draft, by=ada)
+    second = draft.family.filter(kind=Kind.FEDERATED).last()
+    assert second.waits_for == draft
+    lifecycle.move_experiment(draft, ExperimentState.FAILED, because="It broke.")
+    assert of_kind(draft, Kind.POOLED)[0].waits_for == draft
+    assert second.waits_for is None
+
+
+def test_a_family_is_one_experiment_of_its_sites(main, ada):
+    baselines.add(experiment=main, kinds=ALL, by=ada)
+    sites = Site.objects.filter(participations__experiment=main).with_counts()
+    assert {site.running_count for site in sites} == {1}
+
+
 def test_whoever_ends_wakes_the_family_and_the_run_beside_hears_of_it(main, ada, django_capture_on_commit_callbacks):
     baselines.add(experiment=main, kinds=["pooled"], by=ada)
     (pooled,), (evaluation,) = of_kind(main, Kind.POOLED), of_kind(main, Kind.CROSS_SITE)

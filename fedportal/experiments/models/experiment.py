@@ -241,12 +241,12 @@ class Experiment(models.Model):
     def waits_for(self) -> Experiment | None:
         """The member of its family that has to end first; ``None``: nothing is in its way.
 
-        A failed run can be taken up again, so what stands beside it goes on waiting.
+        A failed run can be taken up again, so what stands beside it goes on waiting, and nobody waits for that.
         """
         if self.is_head:
             return None
         over = [ExperimentState.COMPLETED, ExperimentState.CANCELLED, ExperimentState.FAILED]
-        earlier = self.family.filter(turn__lt=self.turn)
+        earlier = self.family.filter(turn__lt=self.turn).exclude(beside__state=ExperimentState.FAILED)
         return earlier.exclude(Q(state__in=over), ~Q(pk=self.beside_id) | Q(state=ExperimentState.COMPLETED)).first()
 
     @property
