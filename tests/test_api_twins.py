@@ -25,6 +25,7 @@ ACTS = {
     "experiments:edit": ("patch", EXPERIMENT),
     "experiments:delete": ("delete", EXPERIMENT),
     "experiments:make-bundle": ("post", EXPERIMENT + "models/{number}/make-bundle/"),
+    "experiments:baselines": ("post", EXPERIMENT + "baselines/"),
     "experiments:retry": ("post", EXPERIMENT + "sites/{site}/retry/"),
     **{
         f"experiments:{act}": ("post", f"{EXPERIMENT}{act}/")

@@ -62,14 +62,15 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
 @admin.register(Experiment)
 class ExperimentAdmin(admin.ModelAdmin):
-    list_display = ["title", "key", "owner", "state", "rounds_planned", "site_count", "created_at", "ended_at"]
-    list_filter = ["state", "created_at", ("participations__site", admin.RelatedOnlyFieldListFilter)]
+    list_display = ["title", "key", "kind", "owner", "state", "rounds_planned", "site_count", "created_at", "ended_at"]
+    list_filter = ["kind", "state", "created_at", ("participations__site", admin.RelatedOnlyFieldListFilter)]
     list_select_related = ["owner"]
     search_fields = ["title", "key", "question", "owner__username"]
     date_hierarchy = "created_at"
     fieldsets = [
         (None, {"fields": ["title", "question", "owner", "viewers"]}),
         ("State", {"fields": ["key", "state", "reason", "created_at", "started_at", "ended_at", "cloned_from"]}),
+        ("Family", {"fields": ["kind", "head", "beside", "turn", "baselines", "repeats", "compare_every"]}),
         ("Engine", {"fields": ["version", "claimed_by", "lease_until", "due_at", "stumbles"], "classes": ["collapse"]}),
         (
             "Plan",

@@ -16,13 +16,14 @@ from rest_framework.views import APIView
 
 from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import STRATEGIES
-from fedportal.experiments import services
+from fedportal.experiments import baselines, services
 from fedportal.experiments.bundles import READY, ask_for_bundle
-from fedportal.experiments.models import Experiment, GlobalModel
+from fedportal.experiments.models import Experiment, GlobalModel, Kind
 from fedportal.experiments.plan import PRESETS, preset_plan
 from fedportal.experiments.readiness import checklist
 from fedportal.experiments.recipe import SETTINGS
 from fedportal.experiments.serializers import (
+    BaselinesSerializer,
     BundleSerializer,
     CheckSerializer,
     ExperimentRowSerializer,
@@ -78,13 +79,18 @@ CHANGE_EXAMPLE = OpenApiExample(
     value={"plan": {"optimizer": {"learning_rate": 0.0005}}},
 )
 PERSON_EXAMPLE = OpenApiExample("A colleague", request_only=True, value={"username": "grace"})
+BASELINES_EXAMPLE = OpenApiExample(
+    "Pooled and local only", request_only=True, value={"baselines": ["pooled", "local_only"]}
+)
 STATE = OpenApiParameter("state", str, description="Only experiments in this state.")
 MINE = OpenApiParameter("mine", bool, description="Only your own.")
+KIND = OpenApiParameter("kind", str, enum=Kind.values, description="Only this kind, baselines and repeats, too.")
+HEAD = OpenApiParameter("head", str, description="Only the family of the experiment with this key, itself included.")
 SEARCH = OpenApiParameter("search", str, description="Words in the title or the question, or a key.")
 
 
 @extend_schema_view(
-    list=extend_schema(parameters=[STATE, MINE, SEARCH], responses=ExperimentRowSerializer(many=True)),
+    list=extend_schema(parameters=[STATE, MINE, SEARCH, KIND, HEAD], responses=ExperimentRowSerializer(many=True)),
     create=extend_schema(request=NewExperimentSerializer, responses=CREATED, examples=[DRAFT_EXAMPLE]),
     partial_update=extend_schema(responses=CHANGED, examples=[CHANGE_EXAMPLE]),
 )
@@ -100,11 +106,15 @@ class ExperimentViewSet(viewsets.GenericViewSet):
 
     def get_queryset(self) -> QuerySet[Experiment]:
         visible = Experiment.objects.visible_to(self.request.user).with_progress()
-        return visible.select_related("owner", "cloned_from")
+        return visible.select_related("owner", "cloned_from", "head", "beside")
 
     def list(self, request: Request) -> Response:
+        """Experiments, newest first. Their repeats and baselines are left out unless ``kind`` or ``head`` asks for them."""
         params = request.query_params
-        rows = self.get_queryset().matching(
+        rows = self.get_queryset().of_family(params.get("head", ""), kind=params.get("kind", ""))
+        if not params.get("head") and not params.get("kind"):
+            rows = rows.listed_for(request.user)
+        rows = rows.matching(
             state=params.get("state", ""),
             owner=request.user if params.get("mine") in ("1", "true", "True") else None,
             search=params.get("search", ""),
@@ -193,6 +203,15 @@ class ExperimentViewSet(viewsets.GenericViewSet):
         services.retry_site(experiment=experiment, site=row, by=request.user)
         return self._shown(experiment)
 
+    @extend_schema(request=BaselinesSerializer, responses=CHANGED, examples=[BASELINES_EXAMPLE])
+    @action(detail=True, methods=["post"], url_path="baselines")
+    def add_baselines(self, request: Request, key: str) -> Response:
+        """Add baselines to an experiment that has started. What is there is not made twice; ``family`` has all."""
+        experiment = self.get_object()
+        asked = BaselinesSerializer(data=request.data, context={"experiment": experiment})
+        baselines.add(experiment=experiment, kinds=self._checked(asked)["baselines"], by=request.user)
+        return self._shown(experiment)
+
     @extend_schema(request=PersonSerializer, responses=CHANGED, examples=[PERSON_EXAMPLE])
     @action(detail=True, methods=["post"])
     def share(self, request: Request, key: str) -> Response:
@@ -241,7 +260,11 @@ class ExperimentViewSet(viewsets.GenericViewSet):
         return self._shown(experiment)
 
     def _shown(self, experiment: Experiment, code: int = status.HTTP_200_OK) -> Response:
-        fresh = Experiment.objects.with_progress().select_related("owner", "cloned_from").get(pk=experiment.pk)
+        fresh = (
+            Experiment.objects.with_progress()
+            .select_related("owner", "cloned_from", "head", "beside")
+            .get(pk=experiment.pk)
+        )
         return Response(self.get_serializer(fresh).data, status=code)
 
     def _checked(self, serializer: Serializer) -> dict[str, Any]:

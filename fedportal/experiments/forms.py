@@ -1,24 +1,22 @@
-"""The composer's forms: one for each section, made from the table of settings. They hold every rule about input.
-
-A draft may be incomplete, but never wrong: :meth:`SectionForm.save` stores what was understood, the rest stays on the
-page as it was typed, with what to do about it.
-"""
+"""The composer's forms: one for each section, made from the table of settings. They hold every rule about input."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any
 
 from django import forms
 from django.db.models import QuerySet
 
 from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import STRATEGIES, Strategy
-from fedportal.experiments import baselines, services
+from fedportal.experiments import baselines
 from fedportal.experiments.form_fields import RegionsField, field_of
+from fedportal.experiments.form_sections import SectionForm, SettingsForm
 from fedportal.experiments.models import MEAN, Baseline, Experiment, GlobalModel, best_of
-from fedportal.experiments.plan import merged, nested, problems_of
+from fedportal.experiments.plan import merged
 from fedportal.experiments.readiness import (
     baseline_problems,
     dataset_problem,
@@ -28,46 +26,13 @@ from fedportal.experiments.readiness import (
 )
 from fedportal.experiments.recipe import (
     BASELINE_TEXTS,
+    BY_NAME,
     STRATEGY_SETTINGS,
-    Group,
-    of_section,
-    value_of,
 )
 from fedportal.experiments.review import step_table
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset, Site
 from fedportal.ui.validators import visible_line
-
-
-class SectionForm(forms.Form):
-    """A section of the composer. Knows the draft it edits, and turns its values into changes of it."""
-
-    section: ClassVar[str]
-    title: ClassVar[str]
-    required_css_class = "field--required"
-
-    def __init__(self, data: Any = None, *, experiment: Experiment, **kwargs: Any) -> None:
-        self.experiment = experiment
-        super().__init__(data, initial=self.values_of(experiment), **kwargs)
-        self.use_required_attribute = False  # an incomplete draft may be saved; the server says what is missing
-
-    @classmethod
-    def values_of(cls, experiment: Experiment) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def changes(self) -> dict[str, Any]:
-        """Return the arguments of ``services.update_draft`` for what was understood."""
-        raise NotImplementedError
-
-    def context(self, user: User) -> dict[str, Any]:
-        """Return what the section's page shows beside the fields."""
-        return {}
-
-    def save(self, by: User) -> bool:
-        """Store what was understood; say whether that is all."""
-        is_complete = self.is_valid()
-        services.update_draft(experiment=self.experiment, by=by, **self.changes())
-        return is_complete
 
 
 class QuestionForm(SectionForm):
@@ -192,53 +157,6 @@ def difference(one: str, dataset: Dataset, other: str, like: Dataset) -> str:
         return f"{one} the channels {', '.join(dataset.channels)}; {other} {', '.join(like.channels)}."
     labels = [", ".join(f"{n} {name}" for n, name in sorted(d.labels.items())) for d in (dataset, like)]
     return f"{one} the labels {labels[0]}; {other} {labels[1]}."
-
-
-class SettingsForm(SectionForm):
-    """A section that is made from the table of settings, group by group."""
-
-    def __init__(self, data: Any = None, *, experiment: Experiment, **kwargs: Any) -> None:
-        self.settings = [setting for _, settings in of_section(self.section) for setting in settings]
-        super().__init__(data, experiment=experiment, **kwargs)
-        for setting in self.settings:
-            self.fields[setting.field] = field_of(setting)
-
-    @classmethod
-    def values_of(cls, experiment: Experiment) -> dict[str, Any]:
-        every = (setting for _, settings in of_section(cls.section) for setting in settings)
-        return {setting.field: value_of(experiment, setting) for setting in every}
-
-    def groups(self) -> list[tuple[Group, list[forms.BoundField], list[forms.BoundField], bool]]:
-        """Return for each group its plain fields, its advanced ones, and whether those need to be seen at once."""
-        rows = []
-        for group, settings in of_section(self.section):
-            plain = [self[setting.field] for setting in settings if not setting.advanced]
-            advanced = [self[setting.field] for setting in settings if setting.advanced]
-            rows.append((group, plain, advanced, any(field.errors for field in advanced)))
-        return rows
-
-    def plan_changes(self) -> dict[str, Any]:
-        known = {
-            s.name: self.cleaned_data[s.field] for s in self.settings if s.of_plan and s.field in self.cleaned_data
-        }
-        return nested(known)
-
-    def changes(self) -> dict[str, Any]:
-        fields = {
-            s.name: self.cleaned_data[s.field]
-            for s in self.settings
-            if not s.of_plan and s.option is None and s.field in self.cleaned_data
-        }
-        return {"plan": self.plan_changes(), "fields": fields}
-
-    def clean(self) -> None:
-        """Refuse values that are right one by one but not together."""
-        by_name = {setting.name: setting.field for setting in self.settings}
-        by_name |= {"task.regions": "regions", "local_layers": "network_norm"}
-        for name, text in problems_of(merged(self.experiment.plan, self.plan_changes())).items():
-            field = by_name.get(name)
-            if field in self.fields and not self.errors.get(field):
-                self.add_error(field, f"{text[:1].upper()}{text[1:]}.")
 
 
 EXPERIMENTS_OFFERED = 100
@@ -375,8 +293,9 @@ class WithBaselines(forms.BaseForm):
     experiment: Experiment
     present: Collection[str] = ()
 
+    @cached_property
     def choices(self) -> list[BaselineChoice]:
-        """Return what is not there yet."""
+        """What is not there yet."""
         problems, ticked = baselines.problems(self.experiment), self["baselines"].value() or ()
         return [
             BaselineChoice(one.value, one.label, BASELINE_TEXTS[one], one.value in ticked, problems.get(one.value, ""))
@@ -396,6 +315,16 @@ class ComparisonForm(WithBaselines, SettingsForm):
 
     def context(self, user: User) -> dict[str, Any]:
         return {"steps": step_table(self.experiment, user)}
+
+
+class BaselinesForm(WithBaselines, forms.Form):
+    """What an experiment that has started shall be compared with, beside what it is already."""
+
+    baselines = field_of(BY_NAME["baselines"])
+
+    def __init__(self, data: Any = None, *, experiment: Experiment, **kwargs: Any) -> None:
+        self.experiment, self.present = experiment, experiment.baselines
+        super().__init__(data, **kwargs)
 
 
 SECTIONS: dict[str, type[SectionForm]] = {

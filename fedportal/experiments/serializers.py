@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from drf_spectacular.utils import extend_schema_field
@@ -12,7 +11,9 @@ from fedportal.accounts.models import User
 from fedportal.aggregation.errors import AggregationRefused
 from fedportal.aggregation.strategies import WEIGHTING, Strategy, plan_fields
 from fedportal.experiments import bundles, services
-from fedportal.experiments.models import Baseline, Experiment, GlobalModel
+from fedportal.experiments.api_fields import NumberField, WholeField, field_of
+from fedportal.experiments.models import Baseline, Experiment
+from fedportal.experiments.models import Kind as ExperimentKind
 from fedportal.experiments.plan import (
     MAX_REGION_NAME,
     PRESETS,
@@ -36,89 +37,6 @@ from fedportal.sites.models import Dataset, Site
 from fedportal.ui.serializers import StrictSerializer
 from fedportal.ui.validators import visible_line
 from trainer.contract import LOCAL_LAYERS
-
-
-def finite(value: float) -> None:
-    if not math.isfinite(value):
-        raise serializers.ValidationError("A number is expected.")
-
-
-class NumberField(serializers.FloatField):
-    """A finite JSON number; no text, no true or false."""
-
-    default_validators = [finite]
-
-    def to_internal_value(self, data: Any) -> float:
-        if isinstance(data, bool | str):
-            self.fail("invalid")
-        return super().to_internal_value(data)
-
-
-class WholeField(serializers.IntegerField):
-    """A JSON integer; no text, no true or false, no 2.5."""
-
-    def to_internal_value(self, data: Any) -> int:
-        if not isinstance(data, int) or isinstance(data, bool):
-            self.fail("invalid")
-        return data
-
-
-class YesNoField(serializers.BooleanField):
-    def to_internal_value(self, data: Any) -> bool:
-        if not isinstance(data, bool):
-            self.fail("invalid", input=data)
-        return data
-
-
-class ModelSerializer(StrictSerializer):
-    """A global model of an experiment that you may see."""
-
-    experiment = serializers.CharField(max_length=10, help_text="Key of the experiment.")
-    round = WholeField(min_value=0, help_text="Round that published the model; 0: its initial model.")
-
-    def validate(self, attrs: dict[str, Any]) -> GlobalModel:
-        visible = Experiment.objects.visible_to(self.context["request"].user)
-        models = GlobalModel.objects.filter(experiment__in=visible, experiment__key=attrs["experiment"])
-        if (found := models.filter(round_number=attrs["round"]).select_related("experiment").first()) is None:
-            raise serializers.ValidationError(
-                f"There is no model of round {attrs['round']} of an experiment {attrs['experiment']}."
-            )
-        return found
-
-    def to_representation(self, instance: Any) -> dict[str, Any]:
-        return {"experiment": instance.experiment.key, "round": instance.round_number}
-
-
-def field_of(setting: Setting) -> serializers.Field:
-    """Return the API's field of a setting; every one may be left out of a request."""
-    about = f"{setting.help} ({setting.unit})" if setting.unit else setting.help
-    common: dict[str, Any] = {"required": False, "help_text": about}
-    if setting.optional:
-        common["allow_null"] = True
-    limits: dict[str, Any] = {"min_value": setting.low, "max_value": setting.high}
-    whole_limits = {name: None if limit is None else int(limit) for name, limit in limits.items()}
-    match setting.kind:
-        case Kind.CHOICE:
-            return serializers.ChoiceField(choices=setting.choices, **common)
-        case Kind.SOME:
-            choice = serializers.ChoiceField(choices=setting.choices)
-            return serializers.ListField(child=choice, max_length=len(setting.choices), **common)
-        case Kind.REGION:
-            return serializers.CharField(max_length=MAX_REGION_NAME, **common)
-        case Kind.MODEL:
-            return ModelSerializer(**common)
-        case Kind.YES_NO:
-            return YesNoField(**common)
-        case Kind.WHOLE:
-            return WholeField(**whole_limits, **common)
-        case Kind.NUMBER:
-            return NumberField(**limits, **common)
-        case Kind.WHOLES:
-            return serializers.ListField(child=WholeField(**whole_limits), min_length=1, max_length=7, **common)
-        case Kind.WHOLE_TRIPLE:
-            return serializers.ListField(child=WholeField(**whole_limits), min_length=3, max_length=3, **common)
-        case Kind.NUMBER_TRIPLE:
-            return serializers.ListField(child=NumberField(**limits), min_length=3, max_length=3, **common)
 
 
 def _part(prefix: str) -> StrictSerializer:
@@ -180,6 +98,34 @@ class ParticipantSerializer(StrictSerializer):
         return {"site": instance.site.slug, "dataset": instance.dataset.name}
 
 
+HEAD = "Key of the first experiment of its family (its repeats and their baselines); null: it is the first."
+BESIDE = "Key of the federated run that it stands beside, as a baseline or cross-site evaluation."
+
+
+class ExperimentRowSerializer(serializers.ModelSerializer):
+    """An experiment in a list: without its plan."""
+
+    owner = serializers.CharField(source="owner.username", read_only=True)
+    head = serializers.CharField(source="head.key", read_only=True, default=None, allow_null=True, help_text=HEAD)
+    beside = serializers.CharField(source="beside.key", read_only=True, default=None, allow_null=True, help_text=BESIDE)
+    seed = serializers.IntegerField(source="plan.seed", read_only=True, default=None, allow_null=True)
+    baselines = serializers.ListField(child=serializers.CharField(), read_only=True)
+    runs_left = serializers.IntegerField(
+        read_only=True, help_text="How many of its repeats and baselines are not over."
+    )
+    round = serializers.IntegerField(source="round_now", allow_null=True, read_only=True)
+    sites = serializers.IntegerField(source="site_count", read_only=True)
+    dice = serializers.FloatField(source="last_dice", allow_null=True, read_only=True)
+
+    class Meta:
+        model = Experiment
+        fields = [
+            "key", "title", "owner", "kind", "head", "beside", "seed", "repeats", "baselines", "runs_left", "state", "reason", "round", "rounds_planned", "sites", "dice",
+            "created_at", "started_at", "ended_at",
+        ]  # fmt: skip
+        read_only_fields = fields
+
+
 class ExperimentSerializer(
     type(
         "ExperimentSettings",
@@ -199,6 +145,12 @@ class ExperimentSerializer(
     owner = serializers.CharField(source="owner.username", read_only=True)
     viewers = serializers.SerializerMethodField(help_text="With whom the owner shares it.")
     cloned_from = serializers.CharField(source="cloned_from.key", read_only=True, default=None, allow_null=True)
+    kind = serializers.ChoiceField(choices=ExperimentKind.choices, read_only=True)
+    head = serializers.CharField(source="head.key", read_only=True, default=None, allow_null=True, help_text=HEAD)
+    beside = serializers.CharField(source="beside.key", read_only=True, default=None, allow_null=True, help_text=BESIDE)
+    family = serializers.SerializerMethodField(
+        help_text="The experiment, its repeats and all their baselines, in the order in which they run."
+    )
     state = serializers.ChoiceField(choices=ExperimentState.choices(), read_only=True)
     reason = serializers.CharField(read_only=True)
     round = serializers.IntegerField(
@@ -227,6 +179,11 @@ class ExperimentSerializer(
     @extend_schema_field(serializers.ListField(child=serializers.CharField()))
     def get_viewers(self, experiment: Experiment) -> list[str]:
         return sorted(experiment.viewers.values_list("username", flat=True))
+
+    @extend_schema_field(ExperimentRowSerializer(many=True))
+    def get_family(self, experiment: Experiment) -> Any:
+        rows = experiment.family.visible_to(self.context["request"].user).with_progress()
+        return ExperimentRowSerializer(rows.select_related("owner", "head", "beside"), many=True).data
 
     @extend_schema_field(serializers.CharField)
     def get_summary(self, experiment: Experiment) -> str:
@@ -304,23 +261,6 @@ class NewExperimentSerializer(ExperimentSerializer):
         return preset_plan(PRESETS[attrs["preset"]])
 
 
-class ExperimentRowSerializer(serializers.ModelSerializer):
-    """An experiment in a list: without its plan."""
-
-    owner = serializers.CharField(source="owner.username", read_only=True)
-    round = serializers.IntegerField(source="round_now", allow_null=True, read_only=True)
-    sites = serializers.IntegerField(source="site_count", read_only=True)
-    dice = serializers.FloatField(source="last_dice", allow_null=True, read_only=True)
-
-    class Meta:
-        model = Experiment
-        fields = [
-            "key", "title", "owner", "state", "reason", "round", "rounds_planned", "sites", "dice",
-            "created_at", "started_at", "ended_at",
-        ]  # fmt: skip
-        read_only_fields = fields
-
-
 class ProblemSerializer(serializers.Serializer):
     """How every error of the API looks (RFC 9457)."""
 
@@ -344,6 +284,21 @@ class BundleSerializer(serializers.Serializer):
 
     state = serializers.ChoiceField(choices=[(state, state) for state in bundles.STATES])
     message = serializers.CharField(allow_blank=True, help_text="What is waited for, or why it could not be made.")
+
+
+class BaselinesSerializer(StrictSerializer):
+    """Baselines for the experiment in the context, which has started."""
+
+    baselines = serializers.ListField(
+        child=serializers.ChoiceField(choices=Baseline.choices),
+        help_text="None: only the cross-site evaluation of the models that there are.",
+    )
+
+    def validate_baselines(self, chosen: list[str]) -> list[str]:
+        experiment = self.context["experiment"]
+        if problems := baseline_problems(experiment, chosen, beside=experiment.baselines):
+            raise serializers.ValidationError(problems)
+        return chosen
 
 
 class PersonSerializer(StrictSerializer):

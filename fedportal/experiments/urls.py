@@ -16,6 +16,7 @@ urlpatterns = [
     path("experiments/<str:key>/cancel/", views.cancel, name="cancel"),
     path("experiments/<str:key>/clone/", views.clone, name="clone"),
     path("experiments/<str:key>/delete/", views.delete, name="delete"),
+    path("experiments/<str:key>/baselines/", views.add_baselines, name="baselines"),
     path("experiments/<str:key>/share/", views.share, name="share"),
     path("experiments/<str:key>/unshare/", views.unshare, name="unshare"),
     path("experiments/<str:key>/make-bundle/<int:number>/", views.make_bundle, name="make-bundle"),

@@ -16,8 +16,8 @@ from django.views.decorators.http import require_POST
 from django.views.generic import ListView
 
 from fedportal.accounts.models import User
-from fedportal.experiments import bundles, services
-from fedportal.experiments.forms import SECTIONS, FilterForm, SectionForm
+from fedportal.experiments import baselines, bundles, services
+from fedportal.experiments.forms import SECTIONS, BaselinesForm, FilterForm, SectionForm
 from fedportal.experiments.models import Experiment, GlobalModel
 from fedportal.experiments.plan import PRESETS, differences
 from fedportal.experiments.readiness import checklist
@@ -54,7 +54,7 @@ class ExperimentList(ListView):
         self.filter = FilterForm(self.request.GET)
         self.filter.is_valid()
         wanted = self.filter.cleaned_data
-        rows = Experiment.objects.visible_to(self.request.user).with_progress().select_related("owner")
+        rows = Experiment.objects.listed_for(self.request.user).with_progress().select_related("owner")
         return rows.matching(
             state=wanted.get("state", ""),
             owner=self.request.user if wanted.get("mine") else None,
@@ -74,7 +74,7 @@ class NewExperiment(ComposerRequiredMixin, View):
     """Where an experiment begins: a preset, or a copy of one that is there."""
 
     def get(self, request: HttpRequest) -> HttpResponse:
-        others = Experiment.objects.visible_to(request.user).with_progress().select_related("owner")[:CLONES_OFFERED]
+        others = Experiment.objects.listed_for(request.user).with_progress().select_related("owner")[:CLONES_OFFERED]
         ready = sum(site.health == "healthy" for site in Site.objects.hospitals().with_last_check())
         return render(
             request, "experiments/new.html", {"presets": PRESETS.values(), "others": others, "ready_sites": ready}
@@ -218,6 +218,21 @@ def retry(request: HttpRequest, key: str, slug: str) -> HttpResponse:
     site = get_object_or_404(Site, slug=slug, participations__experiment=experiment)
     services.retry_site(experiment=experiment, site=site, by=request.user)
     messages.success(request, f"{site} tries again.")
+    return redirect("monitoring:experiment", key=key)
+
+
+@require_POST
+def add_baselines(request: HttpRequest, key: str) -> HttpResponse:
+    experiment = controlled(request, key)
+    form = BaselinesForm(request.POST, experiment=experiment)
+    if form.is_valid():
+        made = baselines.add(experiment=experiment, kinds=form.cleaned_data["baselines"], by=request.user)
+        text = (
+            f"{len(made)} run{'s are' if len(made) != 1 else ' is'} added." if made else "All of it is there already."
+        )
+        messages.success(request, text)
+    else:
+        messages.error(request, " ".join(form.errors["baselines"]))
     return redirect("monitoring:experiment", key=key)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from django.db.models import Q
+
 from fedportal.accounts.models import User
 from fedportal.experiments.models import Event, Experiment, GlobalModel
 from fedportal.experiments.states import ExperimentState
@@ -61,13 +63,14 @@ class Board:
 
 def dashboard_of(user: User) -> Board:
     """Read the front page of a person: only experiments that this person may see."""
-    mine = Experiment.objects.visible_to(user).select_related("owner").with_progress()
-    active = list(mine.filter(state__in=ACTIVE).order_by("-started_at")[:ACTIVE_SHOWN])
-    over = mine.exclude(state__in=(*ACTIVE, ExperimentState.DRAFT))
+    listed = Experiment.objects.listed_for(user)
+    mine = listed.select_related("owner").with_progress()
+    active = list(mine.filter(Q(state__in=ACTIVE) | Q(runs_left__gt=0)).order_by("-started_at")[:ACTIVE_SHOWN])
+    over = mine.exclude(state__in=(*ACTIVE, ExperimentState.DRAFT)).filter(runs_left=0)
     recent = list(over.order_by("-ended_at")[:RECENT_SHOWN])
     drafts = list(mine.filter(state=ExperimentState.DRAFT, owner=user).order_by("-created_at")[:RECENT_SHOWN])
     curves = _curves([*active, *recent])
-    events = Event.objects.filter(experiment__in=Experiment.objects.visible_to(user)).select_related("experiment")
+    events = Event.objects.filter(experiment__in=listed).select_related("experiment")
     sites = _sites(user)
     return Board(
         active=[_card(one, curves) for one in active],

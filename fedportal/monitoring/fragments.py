@@ -11,7 +11,9 @@ from typing import TypedDict
 from django.template.loader import render_to_string
 
 from fedportal.experiments.models import Event
+from fedportal.monitoring.case_table import case_table
 from fedportal.monitoring.overview import Overview, RoundRow
+from fedportal.monitoring.relatives import Relatives
 
 
 class Fragment(TypedDict):
@@ -28,6 +30,15 @@ def head(view: Overview) -> Fragment:
 
 def models(view: Overview) -> Fragment:
     return {"id": "models-list", "into": "", "html": render_to_string("monitoring/_models.html", {"view": view})}
+
+
+def relatives(of: Relatives) -> Fragment:
+    return {"id": "relatives", "into": "", "html": render_to_string("monitoring/_relatives.html", {"relatives": of})}
+
+
+def scores(view: Overview) -> Fragment:
+    context = {"styles": view.styles, "lines": case_table(view.experiment, view.styles)}
+    return {"id": "scores", "into": "", "html": render_to_string("monitoring/_case_table.html", context)}
 
 
 def round_row(view: Overview, row: RoundRow) -> Fragment:

@@ -21,6 +21,7 @@ from fedportal.experiments.models import (
     SiteRun,
     best_of,
 )
+from fedportal.experiments.models import Kind as ExperimentKind
 from fedportal.experiments.states import AT_SITE, SITE_RUN_OVER, ExperimentState, RoundState, SiteRunState
 from fedportal.monitoring import forecast
 from fedportal.monitoring.figures import SiteStyle, styles
@@ -102,9 +103,16 @@ class Overview:
         return min(current.number if done else current.number - 1, self.experiment.rounds_planned)
 
     @property
+    def model_word(self) -> str:
+        """What a round's result is called: a baseline has one model, but none that is made of the sites' updates."""
+        return "global model" if self.experiment.beside_id is None else "model"
+
+    @property
     def where(self) -> str:
         """Where it stands: “Round 5 of 12”."""
         experiment, current = self.experiment, self.current
+        if experiment.kind == ExperimentKind.CROSS_SITE:
+            return "Every model at every site"
         if experiment.status is ExperimentState.COMPLETED or current is None:
             return f"{self.finished_rounds} of {experiment.rounds_planned} rounds"
         if current.round.kind == RoundKind.EVALUATE:
@@ -121,8 +129,8 @@ class Overview:
     def left(self) -> str:
         """The forecast in words; empty unless it runs."""
         experiment, current = self.experiment, self.current
-        if experiment.status is not ExperimentState.RUNNING or current is None:
-            return ""
+        if experiment.status is not ExperimentState.RUNNING or current is None or experiment.reason:
+            return ""  # while it waits, nobody can tell
         evaluating = current.round.kind == RoundKind.EVALUATE
         seconds = forecast.seconds_left(
             rounds=[row.seconds for row in reversed(self.rows) if _trained(row)],
@@ -182,8 +190,12 @@ class Overview:
         where = f"{self.experiment.status.label}, {self.where[0].lower()}{self.where[1:]}."
         model = self.measured
         if model is None:
-            return f"{where} No global model has been measured yet."
-        name = f"global model of round {model.round_number}" if model.round_number else "initial model"
+            return (
+                where
+                if self.experiment.kind == ExperimentKind.CROSS_SITE
+                else f"{where} No {self.model_word} has been measured yet."
+            )
+        name = f"{self.model_word} of round {model.round_number}" if model.round_number else "initial model"
         text = f"{where} The {name} has a mean Dice of {model.dice:.3f}"
         if self.best is not None and self.best != model:
             region = self.experiment.best_by

@@ -17,11 +17,12 @@ from channels.db import database_sync_to_async
 from django.db import DatabaseError
 
 from fedportal.accounts.models import User
-from fedportal.experiments.models import Event, Experiment
+from fedportal.experiments.models import Event, Experiment, Kind
 from fedportal.monitoring import fragments
 from fedportal.monitoring.figures import Row, as_json, collect
 from fedportal.monitoring.fragments import Fragment
 from fedportal.monitoring.overview import Overview, overview, site_styles
+from fedportal.monitoring.relatives import Relatives, relatives_of
 from fedportal.monitoring.rows import Cursor, follow_events, follow_metrics, missed
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,11 @@ class Reader:
 
     def __init__(self, experiment_id: int) -> None:
         self.experiment_id = experiment_id
-        self.looks = site_styles(Experiment.objects.get(pk=experiment_id))
+        experiment = Experiment.objects.get(pk=experiment_id)
+        self.looks = site_styles(experiment)
         self.is_active = True
+        self._kind = experiment.kind
+        self._relatives: Relatives | None = None
         self._events = follow_events(experiment_id)
         self._metrics = follow_metrics(experiment_id)
         self._version = -1
@@ -82,9 +86,9 @@ class Reader:
         experiment = Experiment.objects.filter(pk=self.experiment_id).first()
         if experiment is None:
             return None, set()
-        self.is_active = experiment.is_active
         events, metrics = self._events.next(), self._metrics.next()
         state = self._changed(experiment, renew=bool(events))
+        self.is_active = experiment.is_active or bool(self._relatives and self._relatives.is_active)
         message = None
         if events or metrics or state:
             cursor = Cursor(self._events.last, self._metrics.last)
@@ -100,6 +104,9 @@ class Reader:
         self._version, self._rendered_at = experiment.version, now
         view = overview(experiment, count=ROUNDS_RENDERED, looks=self.looks)
         pieces = state_of(view, rounds=2) if stepped else [fragments.head(view)]
+        if self._kind == Kind.FEDERATED and (stepped or (self._relatives and not self._relatives.is_alone)):
+            self._relatives = relatives_of(experiment)
+            pieces.append(fragments.relatives(self._relatives))
         changed = [piece for piece in pieces if self._sent.get(piece["id"]) != piece["html"]]
         self._sent.update((piece["id"], piece["html"]) for piece in changed)
         return {"fragments": changed, "summary": view.summary} if changed else {}
@@ -114,9 +121,10 @@ class Reader:
 
 
 def state_of(view: Overview, *, rounds: int) -> list[Fragment]:
-    """Return head, models and the newest ``rounds`` lines of the matrix, oldest first."""
+    """Return head, models (of an evaluation: what it measured) and the newest ``rounds`` lines of the matrix, oldest first."""
     rows = [fragments.round_row(view, row) for row in reversed(view.rows[:rounds])]
-    return [fragments.head(view), *rows, fragments.models(view)]
+    is_evaluation = view.experiment.kind == Kind.CROSS_SITE
+    return [fragments.head(view), *rows, fragments.scores(view) if is_evaluation else fragments.models(view)]
 
 
 def compose(
@@ -156,7 +164,10 @@ def catch_up(experiment_id: int, cursor: Cursor, *, shown_round: int) -> Iterato
         return
     view = overview(experiment, count=behind)
     shown = max(2, view.rows[0].number - shown_round + 2) if view.rows else 0
-    state = {"fragments": state_of(view, rounds=shown), "summary": view.summary}
+    pieces = state_of(view, rounds=shown)
+    if experiment.kind == Kind.FEDERATED:  # what stands beside it goes on by itself
+        pieces.append(fragments.relatives(relatives_of(experiment)))
+    state = {"fragments": pieces, "summary": view.summary}
     yield compose(experiment, cursor, state=state)
     for events, metrics, reached in missed(experiment_id, cursor):
         yield compose(experiment, reached, events=events, metrics=metrics)

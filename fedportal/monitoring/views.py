@@ -9,15 +9,19 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_safe
 
-from fedportal.experiments.models import Attempt, Event, Experiment, GlobalModel, LogPiece, Participation, SiteRun
+from fedportal.accounts.models import User
+from fedportal.experiments.forms import BaselinesForm
+from fedportal.experiments.models import Attempt, Event, Experiment, GlobalModel, Kind, LogPiece, Participation, SiteRun
 from fedportal.experiments.recipe import ALL_SETTINGS, GROUPS, has_effect, value_of
 from fedportal.experiments.services import AGAIN, STILL_TRAINING
 from fedportal.experiments.states import ExperimentState
 from fedportal.monitoring.access import visible_experiment
+from fedportal.monitoring.case_table import case_table
 from fedportal.monitoring.dashboard import dashboard_of
 from fedportal.monitoring.figures import collect, page_data, regions_of
 from fedportal.monitoring.logs import lines_of
 from fedportal.monitoring.overview import ROUNDS_SHOWN, explain, overview, round_rows, site_styles
+from fedportal.monitoring.relatives import relatives_of
 from fedportal.monitoring.rows import newest_cursor, page_rows
 from fedportal.monitoring.scores import with_scores
 
@@ -49,6 +53,7 @@ def experiment(request: HttpRequest, key: str) -> HttpResponse:
         return redirect("experiments:edit", found.key)
     cursor = newest_cursor(found)
     view = overview(found)
+    relatives = relatives_of(found)
     rows, is_thinned = page_rows(found)
     events = list(Event.objects.filter(experiment=found).order_by("-id")[: EVENTS_SHOWN + 1])
     context = {
@@ -59,7 +64,12 @@ def experiment(request: HttpRequest, key: str) -> HttpResponse:
         "has_older_events": len(events) > EVENTS_SHOWN,
         "has_older_rounds": bool(view.rows) and view.rows[-1].number > 1,
         "may_control": found.can_be_controlled_by(request.user),
-        "viewers": found.viewers.order_by("username"),
+        "relatives": relatives,
+        "baselines_form": _baselines_form(found, request.user),
+        "cancel_text": "What runs at the sites is ended, and what stands beside it is cancelled, too. The global models of the "
+        "finished rounds stay.",
+        "lines": case_table(found, view.styles) if found.kind == Kind.CROSS_SITE else [],
+        "viewers": (found.head or found).viewers.order_by("username"),
         "settings_groups": _settings(found),
         "participations": Participation.objects.filter(experiment=found).select_related("site", "dataset"),
         "is_thinned": is_thinned,
@@ -70,10 +80,20 @@ def experiment(request: HttpRequest, key: str) -> HttpResponse:
             cursor=str(cursor),
             state=found.state,
             rounds=found.rounds_planned,
+            model=view.model_word,
             socket=f"/ws/experiments/{found.key}/",
         ),
     }
     return render(request, "monitoring/experiment.html", context)
+
+
+def _baselines_form(experiment: Experiment, user: User) -> BaselinesForm | None:
+    may_have = experiment.kind == Kind.FEDERATED and experiment.can_be_controlled_by(user)
+    return BaselinesForm(experiment=experiment) if may_have else None
+
+
+NO_MATTER_BESIDE = {"aggregation", "stopping", "baselines", "repeats"}
+"""Groups of settings that mean nothing for what stands beside a run."""
 
 
 def _settings(experiment: Experiment) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -82,6 +102,7 @@ def _settings(experiment: Experiment) -> list[tuple[str, list[tuple[str, str]]]]
     return [
         (group.title, [(s.label, s.show(value_of(experiment, s))) for s in used if s.group == group.name])
         for group in GROUPS
+        if experiment.beside_id is None or group.name not in NO_MATTER_BESIDE
     ]
 
 

@@ -48,6 +48,11 @@ export class Curves {
     });
   }
 
+  /** What the thick line is of. */
+  get #word() {
+    return this.#data.model.replace(/^./, (letter) => letter.toUpperCase());
+  }
+
   // --- what is chosen ---------------------------------------------------------------------------
 
   #choice(name) {
@@ -128,7 +133,7 @@ export class Curves {
       points: this.#store.points(style.slug, training ? "train" : model, chart.name, region),
     }));
     const whole = this.#store.points(GLOBAL, "global", chart.name, region);
-    lines.push({ style: null, label: training ? "Global model (validation)" : "Global model", points: whole });
+    lines.push({ style: null, label: training ? `${this.#word} (validation)` : this.#word, points: whole });
     return lines.filter((line) => line.points.length && !this.#hidden.has(line.style?.slug ?? GLOBAL));
   }
 
@@ -225,10 +230,11 @@ export class Curves {
 
   #caption(chart, lines, training) {
     const model = this.#choice("model");
+    const word = this.#data.model;
     const what = training
-      ? "Loss of each training step at the sites; the thick line is the global model's loss on the held-out cases."
+      ? `Loss of each training step at the sites; the thick line is the ${word}'s loss on the held-out cases.`
       : model === "incoming"
-        ? "Each global model, measured at every site on cases it never trains with; the thick line is the mean over the sites."
+        ? `Each ${word}, measured at every site on cases it never trains with; the thick line is the mean over the sites.`
         : "Each site's own model after its local training, before it is merged; the thick line is the global model.";
     const caption = chart.figure.querySelector("[data-caption]");
     const better = chart.name === "dice" ? "Higher is better." : chart.unit ? `In ${chart.unit}; lower is better.` : "Lower is better.";

@@ -382,7 +382,7 @@ def test_what_it_is_compared_with_is_kept_in_one_order(draft):
 
 def test_a_baseline_that_cannot_be_is_closed_with_its_reason_and_refused(draft):
     Site.objects.filter(participations__experiment=draft).update(connector="airflow")
-    closed = {choice.name: choice for choice in ComparisonForm(experiment=draft).choices()}
+    closed = {choice.name: choice for choice in ComparisonForm(experiment=draft).choices}
     assert [name for name, choice in closed.items() if choice.is_closed] == ["pooled"]
     assert "may not leave the hospital" in closed["pooled"].problem
     form = comparison_form(draft, "pooled", "cyclic")
@@ -396,7 +396,7 @@ def test_a_chosen_baseline_that_has_become_impossible_can_be_given_up_and_keeps_
     assert comparison_form(draft, "local_only", "ensemble").save(draft.owner)
     draft.participations.exclude(pk=draft.participations.first().pk).delete()
     services.update_draft(experiment=draft, by=draft.owner, fields={"min_sites": 1})
-    shown = {choice.name: choice for choice in ComparisonForm(experiment=draft).choices()}
+    shown = {choice.name: choice for choice in ComparisonForm(experiment=draft).choices}
     assert [choice.is_closed for choice in shown.values()] == [True, False, False, True]
     assert "at least two sites" in shown["local_only"].problem
     [check] = [check for check in checklist(draft) if not check.ok]

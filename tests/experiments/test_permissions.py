@@ -32,6 +32,7 @@ PAGES = {
     ("get", "{e}start/"):                    (405,   405,   405,   405,   405,   405,    LOGIN),
     ("post", "{e}start/"):                   (MOVED, MOVED, NO,    NO,    NO,    HIDDEN, LOGIN),
     ("post", "{e}delete/"):                  (MOVED, MOVED, NO,    NO,    NO,    HIDDEN, LOGIN),
+    ("post", "{r}baselines/"):               (MOVED, MOVED, NO,    NO,    NO,    HIDDEN, LOGIN),
     ("post", "{e}share/"):                   (MOVED, MOVED, NO,    NO,    NO,    HIDDEN, LOGIN),
     ("post", "{e}unshare/"):                 (MOVED, MOVED, NO,    NO,    NO,    HIDDEN, LOGIN),
     ("post", "{e}clone/"):                   (MOVED, MOVED, MOVED, NO,    NO,    HIDDEN, LOGIN),
@@ -50,6 +51,7 @@ API = {
     ("delete", "/api{e}"):                   (GONE,  GONE,  NO,    NO,    NO,    HIDDEN, 401),
     ("post", "/api{e}start/"):               (OK,    OK,    NO,    NO,    NO,    HIDDEN, 401),
     ("post", "/api{e}clone/"):               (MADE,  MADE,  MADE,  NO,    NO,    HIDDEN, 401),
+    ("post", "/api{r}baselines/"):           (OK,    OK,    NO,    NO,    NO,    HIDDEN, 401),
     ("post", "/api{e}share/"):               (OK,    OK,    NO,    NO,    NO,    HIDDEN, 401),
     ("post", "/api{e}unshare/"):             (OK,    OK,    NO,    NO,    NO,    HIDDEN, 401),
     ("post", "/api{e}hand-over/"):           (NO,    OK,    NO,    NO,    NO,    HIDDEN, 401),
@@ -59,7 +61,12 @@ API = {
     ("post", "/api{p}resume/"):              (OK,    OK,    NO,    NO,    NO,    HIDDEN, 401),
 }  # fmt: skip
 BODY = {"preset": "laptop", "name": "New", "username": "ada", "title": "New"}
-API_BODIES = {"share/": {"username": "ada"}, "hand-over/": {"username": "ada"}, "experiments/": {"preset": "laptop"}}
+API_BODIES = {
+    "share/": {"username": "ada"},
+    "hand-over/": {"username": "ada"},
+    "experiments/": {"preset": "laptop"},
+    "baselines/": {"baselines": []},
+}
 
 
 def cases(table):

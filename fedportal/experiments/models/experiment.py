@@ -10,6 +10,7 @@ from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Count, F, OuterRef, Q, Subquery
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from fedportal.experiments.models.scores import best_of
@@ -73,15 +74,26 @@ class ExperimentQuerySet(models.QuerySet["Experiment"]):
         return self.filter(Q(pk__in=seen) | Q(head__in=seen))
 
     def heads(self) -> ExperimentQuerySet:
-        """Those that stand in lists: no baselines, no repeats."""
+        """The first of each family: no baselines, no repeats."""
         return self.filter(head=None)
 
+    def listed_for(self, user: User) -> ExperimentQuerySet:
+        """What stands in a person's lists: of each family the first, or what of it is visible where that is not."""
+        if user.sees_everything:
+            return self.heads()
+        seen = Experiment.objects.visible_to(user).values("pk")
+        return self.filter(Q(head=None) | ~Q(head__in=seen), pk__in=seen)
+
     def with_progress(self) -> ExperimentQuerySet:
-        """Add ``round_now``, ``site_count`` and ``last_dice`` (of the newest measured global model) for lists."""
+        """Add ``round_now``, ``site_count``, ``last_dice`` (of the newest measured global model) and ``runs_left`` (how
+        many of its repeats and baselines are not over) for lists."""
         rounds = self.model.rounds.rel.related_model.objects.filter(experiment=OuterRef("pk"))
         measured = self.model.models.rel.related_model.objects.filter(experiment=OuterRef("pk")).exclude(dice=None)
         parts = Participation.objects.filter(experiment=OuterRef("pk")).order_by()
+        active = [ExperimentState.RUNNING, ExperimentState.PAUSED, ExperimentState.CANCELLING]
+        left = Experiment.objects.filter(head=OuterRef("pk"), state__in=active).order_by()
         return self.annotate(
+            runs_left=Coalesce(Subquery(left.values("head").annotate(count=Count("pk")).values("count")), 0),
             round_now=Subquery(rounds.order_by("-number").values("number")[:1]),
             site_count=Subquery(parts.values("experiment").annotate(count=Count("pk")).values("count")),
             last_dice=Subquery(measured.order_by("-round_number").values("dice")[:1]),
@@ -94,6 +106,11 @@ class ExperimentQuerySet(models.QuerySet["Experiment"]):
         for word in search.split():
             rows = rows.filter(Q(title__icontains=word) | Q(question__icontains=word) | Q(key__iexact=word))
         return rows
+
+    def of_family(self, head: str, *, kind: str = "") -> ExperimentQuerySet:
+        """Those of the family of a head (its key) and of a kind; an empty filter passes all."""
+        rows = self.filter(Q(key=head) | Q(head__key=head)) if head else self
+        return rows.filter(kind=kind) if kind else rows
 
     def due(self, now: datetime) -> ExperimentQuerySet:
         """What the orchestrator should look at: running or cancelling, its time come or woken, not claimed."""
