@@ -18,7 +18,7 @@ from fedportal.orchestrator.outcomes import Advance, Changes, Wait
 from fedportal.orchestrator.snapshot import SiteRunView, Snapshot
 from fedportal.orchestrator.steps.logs import MAX_LOG, take_logs
 from fedportal.orchestrator.steps.opening import dispatch, publish
-from fedportal.orchestrator.steps.watching import STORE_SILENT, cancel_strays, watch
+from fedportal.orchestrator.steps.watching import STORE_LOOK, STORE_SILENT, cancel_strays, watch
 from tests.orchestrator.fakes import START, Federation, model_bytes
 from tests.orchestrator.snapshots import KEY, RUN, attempt, model, moves, site_run, snapshot, texts
 from trainer.contract import Exit, Kind, Manifest, Stored
@@ -329,6 +329,22 @@ def test_a_silent_store_makes_the_round_wait_with_a_reason(federation: Federatio
     assert isinstance(outcome, Wait)
     assert outcome.reason == STORE_SILENT
     assert moves(outcome.changes) == {}
+
+
+@pytest.mark.parametrize(("connector", "soon"), [("airflow", True), ("local", False)])
+def test_the_store_is_looked_into_between_two_questions_to_a_site_elsewhere(
+    federation: Federation, connector: str, soon: bool
+):
+    """It may reach the store and not the portal. The end of a run on the portal's own machine is seen at once."""
+    s = at_work(federation, "a")
+    run = s.site_runs[0]
+    site = replace(run.site, connector=connector)
+    s = replace(s, site_runs=(replace(run, participant=replace(run.participant, site=site)),))
+    federation.tools.pace.forget(("poll", run.attempt.run))
+    federation.tools.pace.heard(("poll", run.attempt.run), first=60, longest=60)
+    outcome = watch(s, federation.tools)
+    assert isinstance(outcome, Wait)
+    assert (outcome.until - s.now <= STORE_LOOK) is soon
 
 
 def test_a_site_is_not_asked_at_every_look(federation: Federation):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Hashable
 from datetime import datetime, timedelta
 from functools import partial
@@ -32,7 +33,6 @@ from fedportal.orchestrator.steps.starting import (
     launch_what_is_due,
     not_reached,
     poll_pace,
-    tidy,
     trouble,
 )
 from fedportal.orchestrator.words import duration, sentence, sites
@@ -44,6 +44,9 @@ LONGEST_WAIT = timedelta(seconds=30)
 SOON = timedelta(seconds=0.1)
 NO_NEWS = timedelta(seconds=1)
 """So long the answers of sites wait that say nothing new."""
+STORE_LOOK = timedelta(seconds=2)
+"""How often we look for manifests of our own accord: a site may reach the store and not the portal, to say that it has
+finished, and what it is asked comes at longer intervals."""
 SIGN_OF_LIFE = timedelta(seconds=10)
 WAITS_LONG = timedelta(seconds=20)
 """A run that has not begun after this time is said to wait, and for what."""
@@ -79,7 +82,7 @@ class _Watch:
         for failed in launch_what_is_due(self.s, pending, self.tools, self.changes):
             self.after[failed] = SiteRunState.FAILED
         cancel_strays(self.s, self.tools, self.changes)
-        tidy(self.s, self.tools)
+        self._tidy()
         self._mind_the_time()
         return self._outcome()
 
@@ -108,6 +111,13 @@ class _Watch:
             if attempt.log_offset < MAX_LOG and self.tools.pace.is_due(("logs", attempt.run)):
                 start_log(self.s, attempt, attempt.log_offset, self.tools)
         return keys
+
+    def _tidy(self) -> None:
+        """Clear up after the rounds before, once, while the sites work anyway. What a crash leaves goes at the end."""
+        key = ("tidy", f"{self.s.key}-{self.round.number}")
+        if self.round.number > 1 and self.tools.pace.is_due(key):
+            self.tools.pace.heard(key, first=math.inf, longest=math.inf)
+            self.tools.errands.start(key, partial(sitework.tidy_before, self.s, self.tools), is_news=False)
 
     # --- deliveries -------------------------------------------------------------------------------
 
@@ -316,9 +326,8 @@ class _Watch:
             elif tools.errands.is_under_way(("poll", name)):
                 times.append(s.now + NO_NEWS)  # an answer that says something new wakes us
             else:
-                times.append(
-                    s.now + timedelta(seconds=max(0.1, self.arrivals.pause, tools.pace.remaining(("poll", name))))
-                )
+                pause = timedelta(seconds=max(0.1, self.arrivals.pause, tools.pace.remaining(("poll", name))))
+                times.append(s.now + (pause if run.site.connector in sitework.AT_HAND else min(pause, STORE_LOOK)))
         if self.arrivals.again_in is not None:
             times.append(s.now + timedelta(seconds=self.arrivals.again_in))
         for stray in s.strays:
