@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Hashable
 from datetime import datetime, timedelta
 from functools import partial
@@ -33,6 +32,7 @@ from fedportal.orchestrator.steps.starting import (
     launch_what_is_due,
     not_reached,
     poll_pace,
+    tidy,
     trouble,
 )
 from fedportal.orchestrator.words import duration, sentence, sites
@@ -82,7 +82,7 @@ class _Watch:
         for failed in launch_what_is_due(self.s, pending, self.tools, self.changes):
             self.after[failed] = SiteRunState.FAILED
         cancel_strays(self.s, self.tools, self.changes)
-        self._tidy()
+        tidy(self.s, self.tools)
         self._mind_the_time()
         return self._outcome()
 
@@ -111,13 +111,6 @@ class _Watch:
             if attempt.log_offset < MAX_LOG and self.tools.pace.is_due(("logs", attempt.run)):
                 start_log(self.s, attempt, attempt.log_offset, self.tools)
         return keys
-
-    def _tidy(self) -> None:
-        """Clear up after the rounds before, once, while the sites work anyway. What a crash leaves goes at the end."""
-        key = ("tidy", f"{self.s.key}-{self.round.number}")
-        if self.round.number > 1 and self.tools.pace.is_due(key):
-            self.tools.pace.heard(key, first=math.inf, longest=math.inf)
-            self.tools.errands.start(key, partial(sitework.tidy_before, self.s, self.tools), is_news=False)
 
     # --- deliveries -------------------------------------------------------------------------------
 
