@@ -10,6 +10,7 @@ from functools import cached_property
 from fedportal.accounts.models import User
 from fedportal.experiments.models import MEAN, Experiment, Kind
 from fedportal.experiments.plan import differences
+from fedportal.experiments.recipe import ALL_SETTINGS
 from fedportal.monitoring.comparison import MEASURES, Comparison, Scores, rounds_measured
 from fedportal.monitoring.families import Family, family_of
 from fedportal.monitoring.figures import Chart, regions_of
@@ -17,6 +18,8 @@ from fedportal.monitoring.overlay import Curve, beginnings, budgets, curves
 from fedportal.monitoring.statistics import Estimate
 
 MOST_OTHERS = 6
+AROUND = {setting.label for setting in ALL_SETTINGS if setting.group in ("baselines", "repeats")}
+"""Settings of what stands around a run, not of how it is trained."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Board:
         """The settings that differ: label, value of each column."""
         (_, base), *rest = [(column.label, column.experiment) for column in self.columns]
         found = [{label: (ours, theirs) for label, ours, theirs in differences(base, other)} for _, other in rest]
-        labels = list(dict.fromkeys(label for rows in found for label in rows))
+        labels = list(dict.fromkeys(label for rows in found for label in rows if label not in AROUND))
         table = []
         for label in labels:
             ours = next(rows[label][0] for rows in found if label in rows)

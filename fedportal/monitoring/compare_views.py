@@ -49,6 +49,7 @@ def compare(request: HttpRequest, key: str) -> HttpResponse:
         "comparison": comparison,
         "measure": comparison.measure,
         "selectors": _selectors(board),
+        "here": _address(board),
         "headline": verdict.headline(comparison),
         "contrasts": comparison.contrasts,
         "about_sites": verdict.about_sites(comparison),
@@ -102,6 +103,7 @@ def _data(board: Board) -> dict:
     return {
         "name": f"fedportal-{board.family.head.key}",
         "title": board.family.head.title,
+        "measured": verdict.measured(comparison),
         "subject": verdict.subject_of(comparison),
         "chart": vars(choice.measure),
         "sites": names,

@@ -87,7 +87,7 @@ class Scores:
     """
 
     def __init__(self, family: Family, measure: Chart, *, at: int | None = None) -> None:
-        self.sites = family.sites
+        self.sites, self.at = family.sites, at
         self.regions = regions_of(family.head.plan)[1:]
         named_by = _subjects(family, at)
         self.contenders = sorted(set(named_by.values()), key=_order)
@@ -171,7 +171,7 @@ class Comparison:
 
     def __init__(self, family: Family, scores: Scores, *, measure: Chart, region: str = MEAN) -> None:
         self.family, self.measure, self.region = family, measure, region
-        self.contenders, self.sites = scores.contenders, scores.sites
+        self.contenders, self.sites, self.at = scores.contenders, scores.sites, scores.at
         chosen = [place for place, name in enumerate(scores.regions) if region in (MEAN, name)]
         self._values = {key: [one[:, :, chosen] for one in arrays] for key, arrays in scores.values.items()}
         self._undefined = {key: [one[:, :, chosen] for one in arrays] for key, arrays in scores.undefined.items()}

@@ -83,10 +83,16 @@ def about_sites(comparison: Comparison) -> list[str]:
     return said
 
 
-def subject_of(comparison: Comparison) -> str:
-    """Return what the numbers are of: “Dice, mean over the regions”."""
+def measured(comparison: Comparison) -> str:
+    """Return what is measured: “Dice, mean over the regions”."""
     region = "mean over the regions" if comparison.region == MEAN else comparison.region
     return f"{comparison.measure.title}, {region}"
+
+
+def subject_of(comparison: Comparison) -> str:
+    """Return what the numbers are of: what is measured, and of which round the models are if not of the end."""
+    at = "" if comparison.at is None else f", models after round {comparison.at}"
+    return f"{measured(comparison)}{at}"
 
 
 def _is_settled(gain: Estimate) -> bool:

@@ -114,7 +114,7 @@ function save(name, format) {
   const layout = {
     ...figure.layout,
     paper_bgcolor: palette()("--chart-surface"),
-    title: { text: `${escaped(data.title)}: ${escaped(data.subject)}`, font: { size: 15 }, x: 0.02, xanchor: "left" },
+    title: { text: `${escaped(data.title)}: ${escaped(name === "curves" ? data.measured : data.subject)}`, font: { size: 15 }, x: 0.02, xanchor: "left" },
     showlegend: name === "curves",
     legend: { orientation: "h", y: -0.2 },
     margin: { ...figure.layout.margin, t: name === "matrix" ? 90 : 50, b: name === "curves" ? 110 : figure.layout.margin.b },

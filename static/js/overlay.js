@@ -41,7 +41,7 @@ export class Overlay {
     const caption = this.#root.querySelector("[data-caption]");
     const shown = this.#shown();
     caption.textContent = shown.length
-      ? `${this.#data.subject}, ${this.where ? `at ${this.#data.sites[this.where]}` : "mean over the sites"}, of the model after so many ${{ rounds: "rounds", steps: "gradient steps", seconds: "units of time" }[this.axis]}.`
+      ? `${this.#data.measured}, ${this.where ? `at ${this.#data.sites[this.where]}` : "mean over the sites"}.`
       : `Nothing to show: ${this.#data.curves.length ? "press a name above, or choose the mean over sites" : "nothing was measured"}.`;
     if (!this.#root.querySelector(".chart__table").hidden) this.#fillTable(shown);
   }
@@ -138,7 +138,7 @@ export class Overlay {
     const { decimals } = this.#data.chart;
     const table = document.createElement("table");
     table.className = "table";
-    table.createCaption().textContent = this.#data.subject;
+    table.createCaption().textContent = this.#data.measured;
     const head = table.createTHead().insertRow();
     head.append(header("col", this.axis === "seconds" ? "Seconds" : AXES[this.axis]));
     for (const line of lines) head.append(header("col", line.label, true));

@@ -144,6 +144,7 @@ def test_models_of_an_earlier_round_can_be_compared(client, head):
     families.measure(evaluation, roles, with_rows=False, value=lambda *place: 0.4 if "pooled" in place[0] else 0.3)
     assert [line.contender.key for line in compared(head, at=3).lines] == ["global", "pooled", "local-ulm"]
     text = page_of(client, head, round=3)
+    assert "Dice, mean over the regions, models after round 3" in text
     assert "Federated reached 75.0 % (95 % interval 75.0–75.0) of pooled." in text
 
 
@@ -196,6 +197,7 @@ def test_an_experiment_without_baselines_says_what_is_open(client):
     assert "The federated model&#x27;s Dice is" in text
     assert "there is no pooled baseline beside it" in text
     assert "there are no local-only baselines beside it" in text
+    assert "Nothing stands beside this experiment yet." in text
 
 
 def test_what_is_not_there_yet_is_said(client):
