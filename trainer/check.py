@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from trainer.contract import Put, attempt_key, signed
+from trainer.contract.code import code_digest
 from trainer.exchange import versions
 from trainer.inspect import inspect
-from trainer.install import fingerprint
 from trainer.job import Fault
 from trainer.relay import Relay
 from trainer.transfer import Courier, new_session
@@ -56,7 +56,7 @@ def report(site: SiteFile, conf: dict[str, Any]) -> dict[str, Any]:
         problems.append(f"The working folder cannot be written ({error.strerror}).")
     found: dict[str, Any] = {
         "at": time.time(),
-        "code": fingerprint(),
+        "code": code_digest(),
         "versions": dict(versions()),
         "warm": ping(site.socket),
         "cpus": os.cpu_count(),

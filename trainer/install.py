@@ -14,18 +14,17 @@ is there.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import venv
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from trainer.contract import CONTRACT_VERSION
+from trainer.contract.code import code_digest
 
 SOURCE = Path(__file__).resolve().parent
 PASSED_ON = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH",
@@ -84,7 +83,7 @@ def main(argv: list[str]) -> int:
             "site": str(home / "site.json"),
             "environment": {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)},
             "contract": CONTRACT_VERSION,
-            "code": fingerprint(),
+            "code": code_digest(dags=True),
             "pool": options.pool,
             "hours": options.hours,
         },
@@ -93,21 +92,11 @@ def main(argv: list[str]) -> int:
     shutil.copyfile(SOURCE / "dags" / "fedportal_dags.py", dags / "fedportal_dags.py.new")
     (dags / "fedportal_dags.py.new").replace(dags / "fedportal_dags.py")
     sys.stdout.write(
-        f"Installed trainer {fingerprint()} (contract {CONTRACT_VERSION}) in {home}, DAGs in {dags}.\n"
+        f"Installed trainer {code_digest(dags=True)} (contract {CONTRACT_VERSION}) in {home}, DAGs in {dags}.\n"
         f"Faster rounds: keep a warm trainer running, as the user that runs Airflow's tasks:\n"
         f"  cd {home / 'lib'} && {python} -m trainer serve --socket {socket}\n"
     )
     return 0
-
-
-@cache
-def fingerprint() -> str:
-    """Return a text that changes with the trainer's code."""
-    root = Path(__file__).resolve().parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _key(file: Path | None, site_file: Path) -> str:

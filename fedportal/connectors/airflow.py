@@ -17,6 +17,7 @@ from fedportal.connectors.airflow_check import AirflowCheck
 from fedportal.connectors.airflow_v1 import AirflowV1
 from fedportal.connectors.airflow_v2 import AirflowV2
 from fedportal.connectors.base import CheckReport, LogChunk, RunState, RunStatus
+from fedportal.connectors.checking import INSTALL
 from fedportal.connectors.errors import SiteMisbehaved, SiteNotReady, SiteRefused
 from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
 from fedportal.connectors.http import Http, why_refused
@@ -44,7 +45,6 @@ QUEUED_LONG = 10.0
 """Seconds after which we ask why a run does not start."""
 KILLED = "The run failed at the site before the trainer could say why. Airflow's log of its task has more."
 ENDED_THERE = "The run was ended at the site: its time was up, its Airflow was stopped, or somebody ended it."
-INSTALL = "Run `python -m trainer.install` at the site; docs/airflow.md says how."
 
 
 class AirflowConnector(Configured):

@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 
 from fedportal.connectors.airflow_api import CHECK_LOGIN, Airflow
 from fedportal.connectors.base import CheckReport
-from fedportal.connectors.checking import TrainerWords, certificate_step, name_step, take_steps
+from fedportal.connectors.checking import INSTALL, TrainerWords, certificate_step, code_step, name_step, take_steps
 from fedportal.connectors.errors import SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import SiteContext
 from fedportal.connectors.http import Http
 from trainer.contract import CONTRACT_VERSION
+from trainer.contract.code import code_digest
 
 PATIENCE = 90.0
 """Seconds for the site's own check, which reads the headers of all its images."""
 LOOK_AGAIN = 0.5
-INSTALL = "Run `python -m trainer.install` at the site; docs/airflow.md says how."
 
 
 class AirflowCheck(TrainerWords):
@@ -80,7 +80,8 @@ class AirflowCheck(TrainerWords):
                 remedy=f"Bring the older one up to date. {INSTALL}",
             )
         code = known[self._dag_ids[0]].tagged("code-")
-        return f"{', '.join(self._dag_ids)} are there, of trainer {code} and contract {CONTRACT_VERSION}."
+        own = code_step(code, code_digest(dags=True), what="installation", remedy=INSTALL)
+        return f"{', '.join(self._dag_ids)} are there, of contract {CONTRACT_VERSION}. {own}"
 
     def _scheduler(self) -> str:
         if problem := self._airflow().health():

@@ -16,15 +16,27 @@ from fedportal.connectors.errors import SiteError, SiteRefused
 from fedportal.connectors.fields import SiteContext
 from fedportal.connectors.http import Http
 from trainer.contract import CONTRACT_VERSION
+from trainer.contract.code import code_digest
 
+INSTALL = "Run `python -m trainer.install` at the site; docs/airflow.md says how."
 COMPARE = "Compare the versions of portal and site."
 SOON = 14
 """Days before its end that a certificate is worth a word."""
+MANY_SERIES = 5000
+"""From so many on a Kaapana's runs come near what it can hand to them."""
 LEAST_FREE = 1024**3
 SKEW = 60.0
 """Seconds that the clocks may differ: presigned addresses live by them."""
 PATIENCE = 90.0
 """Seconds that a site's own check may take at most beside; its clock is read somewhere within them."""
+
+
+class Remark(Exception):
+    """What a step has found is no failure, and worth doing something about."""
+
+    def __init__(self, message: str, *, remedy: str) -> None:
+        super().__init__(message)
+        self.message, self.remedy = message, remedy
 
 
 watcher: ContextVar[Callable[[Sequence[CheckStep]], None] | None] = ContextVar("watcher", default=None)
@@ -35,7 +47,7 @@ with ``ok`` ``None`` and no message."""
 def take_steps(*steps: tuple[str, Callable[[], str]]) -> tuple[CheckStep, ...]:
     """Take the steps (name, act) in order; what comes after a failed one is not reached.
 
-    An act returns the sentence that says what was found, and raises :class:`SiteError` with a remedy.
+    An act returns the sentence that says what was found, raises :class:`SiteError` with a remedy, or :class:`Remark`.
     """
     done: list[CheckStep] = []
     failed = False
@@ -49,6 +61,8 @@ def take_steps(*steps: tuple[str, Callable[[], str]]) -> tuple[CheckStep, ...]:
         start = time.monotonic()
         try:
             done.append(CheckStep(name, True, act(), seconds=time.monotonic() - start))
+        except Remark as remark:
+            done.append(CheckStep(name, True, remark.message, remark.remedy, time.monotonic() - start))
         except SiteError as error:
             failed = True
             done.append(CheckStep(name, False, error.message, error.remedy or COMPARE, time.monotonic() - start))
@@ -86,12 +100,38 @@ def certificate_step(http: Http) -> str:
     return f"Valid until {expiry:%Y-%m-%d}" + (f", only {days} days more." if days < SOON else ".")
 
 
+def code_step(theirs: str, ours: str, *, what: str, remedy: str) -> str:
+    """Compare the code of a site with the portal's own. Another version is no failure: the contract decides that."""
+    if theirs == ours:
+        return f"The site's {what} is the portal's own ({ours})."
+    raise Remark(
+        f"The site's {what} is of another version ({theirs or 'unknown'}) than the portal's ({ours}).", remedy=remedy
+    )
+
+
+def dataset_step(found: Sequence[DatasetReport], *, remedy: str, series: Mapping[str, int] | None = None) -> str:
+    """Name the datasets. ``series``: how many a Kaapana has to name in the conf of each run, by dataset."""
+    if not found:
+        raise SiteRefused("There is no dataset.", remedy=remedy)
+    text = f"{len(found)} found: {', '.join(report.name for report in found)}."
+    if large := [f"{name} ({count:,})" for name, count in sorted((series or {}).items()) if count >= MANY_SERIES]:
+        raise Remark(
+            f"{text} So many series that the conf of a run may grow too large: {', '.join(large)}.",
+            remedy="Split the dataset: a run's conf, which names every series, must stay below 1 MiB.",
+        )
+    return text
+
+
 class TrainerWords:
     """What the trainer of a site says of itself in its run ``fp-check``, as steps of a check.
 
     :meth:`conf` asks, :meth:`hear` takes the answer (see ``trainer/check.py``), :meth:`heard_steps` judge it.
     """
 
+    names_series = False
+    """Whether a run's conf names the series of its dataset."""
+    update = INSTALL
+    """How a site comes by the portal's version of the trainer."""
     offer = "Put each dataset into a folder of its own with a dataset.json."
     """How a site comes by a dataset."""
 
@@ -126,6 +166,7 @@ class TrainerWords:
 
     def heard_steps(self) -> tuple[tuple[str, Callable[[], str]], ...]:
         return (
+            ("Code", self._code),
             ("Key", self._key),
             ("Clock", self._clock),
             ("Disk", self._disk),
@@ -144,6 +185,9 @@ class TrainerWords:
             for name in ("cpus", "threads", "gpus", "free_bytes", "code", "store")
             if name in self._found
         }
+
+    def _code(self) -> str:
+        return code_step(str(self._found.get("code") or ""), code_digest(), what="trainer", remedy=self.update)
 
     def _key(self) -> str:
         if not self._site.key:
@@ -194,6 +238,5 @@ class TrainerWords:
 
     def _find_datasets(self) -> str:
         self.datasets = [dataset_report(report) for report in self._found["datasets"]]
-        if not self.datasets:
-            raise SiteRefused("There is no dataset.", remedy=self.offer)
-        return f"{len(self.datasets)} found: {', '.join(report.name for report in self.datasets)}."
+        series = {report.name: report.train_cases + report.validation_cases for report in self.datasets}
+        return dataset_step(self.datasets, remedy=self.offer, series=series if self.names_series else None)

@@ -29,7 +29,7 @@ class Field:
     ``choices`` are pairs of value and label. ``advanced`` fields are folded away.
 
     ``issued`` secrets are made by the portal (32 random bytes, URL-safe text) when the site is registered and on
-    request anew; nobody types them. See :meth:`Configured.handout`.
+    request anew; nobody types them. See :meth:`Configured.handout`. What is ``unique`` no other site may have.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Field:
     unit: str = ""
     parts: tuple[Field, ...] = ()
     issued: bool = False
+    unique: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ INSTALL = "Install the extension fp-train-workflow at the site; docs/kaapana.md 
 
 
 class KaapanaCheck(TrainerWords):
+    names_series = True
+    update = INSTALL
     offer = "Offer one at the site: start the workflow fp-offer in Kaapana with a dataset."
 
     def __init__(

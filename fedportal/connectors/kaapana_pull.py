@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 from fedportal.connectors.base import CheckReport, DatasetReport, LogChunk, RunState, RunStatus
-from fedportal.connectors.checking import dataset_report, take_steps
+from fedportal.connectors.checking import code_step, dataset_report, dataset_step, take_steps
 from fedportal.connectors.errors import SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
 from fedportal.connectors.job_queue import JobQueue, JobState, Look, QueuedJob, Sighting
 from trainer.contract import CONTRACT_VERSION, LaunchTicket
+from trainer.contract.code import code_digest
 
 SILENT_AFTER = 60.0
 """Seconds without a poll after which a site counts as silent. Kaapana polls every 5 s (``REMOTE_SYNC_INTERVAL``)."""
@@ -33,6 +34,7 @@ NO_FERNET = "deactivated"
 
 _INSTANCE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?\Z")
 _FERNET = re.compile(r"[A-Za-z0-9_-]{43}=\Z")
+UPDATE = "Build the extension of the portal's version and install it at the site; docs/kaapana.md says how."
 _DAG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?\Z")
 
 
@@ -55,7 +57,7 @@ class KaapanaPullConnector(Configured):
             "In the hospital's Kaapana, Instance overview: “copy definition” of the local instance, pasted here.",
             kind="json",
             parts=(
-                Field("instance_name", "Instance name", "The name under which the site polls."),
+                Field("instance_name", "Instance name", "The name under which the site polls.", unique=True),
                 Field("host", "Host", "The site's host name, for people only: the portal never calls it."),
                 Field("port", "Port", "The site's port.", kind="number", default=443, least=1, most=65535),
                 Field("token", "Token of the site", "Not used: the portal never calls the site.", kind="secret", required=False),
@@ -190,9 +192,7 @@ class KaapanaPullConnector(Configured):
 
         def described() -> str:
             datasets.extend(dataset_report(entry) for entry in report["datasets"])
-            if not datasets:
-                raise SiteRefused("The site's trainer finds no dataset.", remedy="Prepare one at the site (fp-offer).")
-            return f"{len(datasets)} found: {', '.join(found.name for found in datasets)}."
+            return dataset_step(datasets, remedy="Prepare one at the site (fp-offer).", series=seen.datasets)
 
         steps = take_steps(
             ("Poll", lambda: self._polls(seen)),
@@ -200,6 +200,7 @@ class KaapanaPullConnector(Configured):
             ("Clock", lambda: _clock(seen)),
             ("DAG", lambda: self._allows(seen)),
             ("Trainer", trainer),
+            ("Code", lambda: code_step(str(report.get("code") or ""), code_digest(), what="trainer", remedy=UPDATE)),
             ("Object store", lambda: _store(report)),
             ("Datasets", described),
         )

@@ -54,7 +54,7 @@ class SiteCheckInline(_ReadOnlyInline):
     @admin.display
     def what_was_found(self, check: SiteCheck) -> SafeString:
         """The site's own words, and the remedy of the step that failed."""
-        rows = ((step["name"], step["message"], step["remedy"] if step["ok"] is False else "") for step in check.steps)
+        rows = ((step["name"], step["message"], step["remedy"]) for step in check.steps)
         return format_html_join("", "<div><strong>{}</strong> {} <em>{}</em></div>", rows)
 
 

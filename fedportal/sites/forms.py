@@ -11,7 +11,7 @@ from django.db.models import Q
 from fedportal.accounts.models import Role, User
 from fedportal.connectors.fields import Configured, Field, Unfit
 from fedportal.sites import services
-from fedportal.sites.connection import Card, card, connectors
+from fedportal.sites.connection import Card, card, connectors, stored_fields
 from fedportal.sites.form_fields import CertificatesField, DefinitionField, SecretField, form_field
 from fedportal.sites.models import Dataset, Site
 
@@ -99,8 +99,18 @@ class SiteForm(forms.ModelForm):
             except Unfit as refusal:
                 self.add_error(self._field_of(refusal.field), refusal.message)
             else:
+                self._require_unique()
                 cleaned.update({name: value for name, value in self.config.items() if name in self.fields})
         return cleaned
+
+    def _require_unique(self) -> None:
+        """Refuse what another site, a retired one also, has already."""
+        for field in stored_fields(self.connector):
+            value = self.config.get(field.name) if field.unique else None
+            others = Site.objects.filter(connector=self.kind).exclude(pk=self.instance.pk)
+            if value and (other := others.filter(**{f"config__{field.name}": value}).first()):
+                text = f"{other} has the {field.label.lower()} “{value}” already. Each site needs one of its own."
+                self.add_error(self._field_of(field.name), text)
 
     def _taken_apart(self, cleaned: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the configuration, where settings that the form does not know are kept, and the secrets typed anew."""

@@ -155,6 +155,8 @@ def test_a_check_finds_all_from_the_name_to_the_key(hospital: Hospital) -> None:
     steps = {step.name: step for step in report.steps}
     assert "The site has the right one." in steps["Key"].message
     assert "warm start" in steps["Trainer"].message
+    assert "the portal's own" in steps["Code"].message
+    assert "the portal's own" in steps["DAGs"].message
 
 
 def test_a_site_with_another_key_is_found_out(hospital: Hospital) -> None:

@@ -342,10 +342,10 @@ def test_the_round_states_are_all_shown_in_words(client, running, ada):
 
 
 def test_a_site_that_does_not_answer_is_named_as_long_as_it_is_waited_for(client, ada, running):
-    since, next_try = timezone.now() - timedelta(minutes=9), timezone.now() + timedelta(seconds=40.5)
+    since, next_try = timezone.now() - timedelta(minutes=9), timezone.now() + timedelta(minutes=40.4)
     Site.objects.filter(slug="mainz").update(unreached_since=since, next_try_at=next_try)
     name = Site.objects.get(slug="mainz").name
     text = page(client, ada, "experiment", running.key).content.decode()
-    assert f"{name} has not answered for 9 min; it is tried again in 40 s." in text
+    assert f"{name} has not answered for 9 min; it is tried again in 40 min." in text
     SiteRun.objects.filter(participation__site__slug="mainz").update(state=SiteRunState.ADMITTED)
     assert "has not answered" not in page(client, ada, "experiment", running.key).content.decode()

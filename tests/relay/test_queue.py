@@ -204,7 +204,7 @@ def test_a_check_asks_once_and_reads_the_answer(mainz, checked):
     report = connector(queue).check()
     assert report.ok, report.steps
     assert [step.name for step in report.steps] == [
-        "Poll", "Automatic sync", "Clock", "DAG", "Trainer", "Object store", "Datasets",
+        "Poll", "Automatic sync", "Clock", "DAG", "Trainer", "Code", "Object store", "Datasets",
     ]  # fmt: skip
     assert report.datasets[0].labels == {0: "background", 1: "edema"}
     assert report.version == f"contract {CONTRACT_VERSION} · torch 2.9"
@@ -235,7 +235,7 @@ def test_a_report_under_another_key_is_not_believed(mainz, checked):
         ({"versions": {"contract": "999", "torch": "2"}}, "Trainer", "speaks contract 999"),
         ({"problems": ["The data folder cannot be read."]}, "Trainer", "cannot be read"),
         ({"store": {"ok": False, "error": "ConnectionError"}}, "Object store", "does not reach the object store"),
-        ({"datasets": []}, "Datasets", "finds no dataset"),
+        ({"datasets": []}, "Datasets", "no dataset"),
         ({"datasets": [{"name": "x"}]}, "Datasets", "makes no sense"),
     ],
 )

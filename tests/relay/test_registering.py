@@ -51,6 +51,19 @@ def test_a_pasted_definition_makes_a_site_that_can_poll(operator):
     assert Kaapana("mainz", token=handout["token"]).poll().status_code == 200
 
 
+def test_a_second_site_of_the_same_instance_name_is_refused(operator):
+    register(operator)
+    answer = register(operator, name="Mainz again", slug="mainz2")
+    text = answer.content.decode()
+    assert "Mainz has the instance name “mainz.example” already" in text
+    assert not Site.objects.filter(slug="mainz2").exists()
+    other = json.dumps({**COPIED, "instance_name": "ulm.example"})
+    register(operator, name="Ulm", slug="ulm", definition=other)
+    assert Site.objects.filter(slug="ulm").exists()
+    operator.post(reverse("sites:edit", args=["mainz"]), {"name": "Mainz", "definition": json.dumps(COPIED)})
+    assert Site.objects.get(slug="mainz").config["instance_name"] == "mainz.example", "it may keep its own"
+
+
 def test_neither_token_is_stored_in_the_open_or_shown(operator):
     register(operator)
     site = Site.objects.get(slug="mainz")
