@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from trainer import metrics, networks, weights
-from trainer.contract import Exit, TrainingPlan, plan_from_json
+from trainer.contract import Exit, TrainingPlan, divisor, input_shape, plan_from_json
 from trainer.failures import machine_faults
 from trainer.images import AXES, AXIS_LABELS
 from trainer.job import Fault
@@ -120,11 +120,9 @@ def inference(plan: TrainingPlan) -> dict[str, Any]:
 def metadata(plan: TrainingPlan, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the bundle's metadata in MONAI's schema, with the training plan under ``fedportal``."""
     task = plan.task
-    step = networks.divisor(plan.network)
+    step = divisor(plan.network)
     edge = f"{step}*n"
-    shape: list[Any] = (
-        [edge, edge, edge] if plan.patch is None else list(networks.input_shape(plan.network, plan.patch))
-    )
+    shape: list[Any] = [edge, edge, edge] if plan.patch is None else list(input_shape(plan.network, plan.patch))
     regions = {str(i): region.name for i, region in enumerate(task.regions)}
     extra = {name: value for name, value in recipe.items() if name != "plan"} if "plan" in recipe else {}
     return {
@@ -240,8 +238,8 @@ def _preprocessing(plan: TrainingPlan) -> list[dict[str, Any]]:
         steps.append({"_target_": "Spacingd", **image, "pixdim": list(plan.spacing), "mode": "bilinear"})
     steps.append({"_target_": "NormalizeIntensityd", **image, "nonzero": True, "channel_wise": True})
     if plan.patch is None:
-        # in two steps what networks.input_shape says in one
-        step = networks.divisor(plan.network)
+        # in two steps what input_shape says in one
+        step = divisor(plan.network)
         steps.append({"_target_": "SpatialPadd", **image, "spatial_size": [2 * step, -1, -1]})
         steps.append({"_target_": "DivisiblePadd", **image, "k": step})
     return steps
@@ -252,7 +250,7 @@ def _inferer(plan: TrainingPlan) -> dict[str, Any]:
         return {"_target_": "SimpleInferer"}
     return {
         "_target_": "SlidingWindowInferer",
-        "roi_size": list(networks.input_shape(plan.network, plan.patch)),
+        "roi_size": list(input_shape(plan.network, plan.patch)),
         "sw_batch_size": plan.batch_size,
         "overlap": plan.validation.overlap,
         "mode": "gaussian",

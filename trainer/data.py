@@ -15,8 +15,7 @@ from torch.nn import functional
 
 from trainer.augmentation import Augment
 from trainer.cache import PreparedCase
-from trainer.contract import Task, TrainingPlan
-from trainer.networks import input_shape
+from trainer.contract import Task, TrainingPlan, input_shape
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
-from trainer import networks
-from trainer.contract import TrainingPlan
+from trainer.contract import TrainingPlan, input_shape
 from trainer.data import pad, unpad
 from trainer.machine import Machine
 
@@ -20,11 +19,11 @@ def predict(network: nn.Module, image: Tensor, plan: TrainingPlan, *, machine: M
     inputs = image[None].to(machine.device)
     with machine.autocast():
         if plan.patch is None:
-            logits = unpad(network(pad(inputs, networks.input_shape(plan.network, shape))), shape)
+            logits = unpad(network(pad(inputs, input_shape(plan.network, shape))), shape)
         else:
             logits = sliding_window_inference(
                 inputs,
-                roi_size=networks.input_shape(plan.network, plan.patch),
+                roi_size=input_shape(plan.network, plan.patch),
                 sw_batch_size=plan.batch_size,
                 predictor=network,
                 overlap=plan.validation.overlap,

@@ -1,4 +1,4 @@
-"""Build the network of a plan from MONAI's, and say what volumes it can take.
+"""Build the network of a plan from MONAI's.
 
 :func:`definition` is plain data in the form of a MONAI bundle's ``network_def``, so the downloaded bundle
 holds exactly the network that was trained.
@@ -13,11 +13,8 @@ from typing import Any
 from monai.networks import nets
 from torch import nn
 
-from trainer.contract import Exit, Network, Task
+from trainer.contract import Exit, Network, Task, swin_width
 from trainer.job import Fault
-
-SWIN_DEPTH = 5
-"""SwinUNETR halves the volume five times, whatever the plan's strides say."""
 
 
 def build(task: Task, network: Network) -> nn.Module:
@@ -89,7 +86,7 @@ def definition(task: Task, network: Network) -> dict[str, Any]:
                 "dropout": network.dropout,
             }
         case "swin_unetr":
-            width = 12 * math.ceil(channels[0] / 12)
+            width = swin_width(network)
             return {
                 "_target_": "monai.networks.nets.SwinUNETR",
                 **io,
@@ -99,28 +96,6 @@ def definition(task: Task, network: Network) -> dict[str, Any]:
             }
         case _:
             raise Fault(Exit.BAD_JOB, f"There is no network {network.name}.")
-
-
-def divisor(network: Network) -> int:
-    """Return the number of voxels that every edge of the network's input must be a multiple of."""
-    match network.name:
-        case "segresnet":
-            return 2 ** (len(network.channels) - 1)
-        case "swin_unetr":
-            return 2**SWIN_DEPTH
-        case _:
-            return math.prod(network.strides)
-
-
-def input_shape(network: Network, shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return the smallest shape in voxels, not below ``shape``, that the network takes.
-
-    The first edge is at least twice the divisor: the deepest level would else be a single voxel, which no instance
-    or batch normalisation can work on.
-    """
-    step = divisor(network)
-    x, y, z = (step * math.ceil(edge / step) for edge in shape)
-    return max(x, 2 * step), y, z
 
 
 def _norm(name: str, widths: Sequence[int], *, affine: bool = False) -> str | list[Any]:

@@ -11,7 +11,7 @@ import trainer.compare
 from tests.trainer.conftest import changed, edit_json, make_spec, write_dataset
 from trainer import metrics, networks, weights
 from trainer.cases import read_dataset
-from trainer.contract import Exit, Kind, Manifest, canonical_json, case_key, manifest_from_json
+from trainer.contract import Exit, Kind, Manifest, canonical_json, case_key, input_shape, manifest_from_json
 from trainer.data import pad, regions_of, unpad
 from trainer.images import Recipe, read_case
 from trainer.initial import init
@@ -55,7 +55,7 @@ def by_hand(plan, site, paths):
             network = networks.build(plan.task, plan.network).eval()
             weights.load_model(path, network)
             with torch.inference_mode():
-                logits = network(pad(image[None], networks.input_shape(plan.network, label.shape)))
+                logits = network(pad(image[None], input_shape(plan.network, label.shape)))
             probabilities.append(unpad(logits, label.shape)[0].sigmoid().numpy())
         predicted = np.mean(probabilities, axis=0) >= 0.5
         truth = regions_of(label, plan.task).numpy()

@@ -9,7 +9,7 @@ import torch
 
 from tests.trainer.conftest import BRAIN
 from trainer import losses, networks
-from trainer.contract import LOSSES, NETWORKS, Exit, Network, TrainingPlan, plan_problems
+from trainer.contract import LOSSES, NETWORKS, Exit, Network, TrainingPlan, input_shape, plan_problems
 from trainer.job import Fault
 
 COMBINATIONS = [
@@ -24,7 +24,7 @@ COMBINATIONS = [
 def test_every_network_takes_the_smallest_volume_it_asks_for_and_learns_all_its_weights(name, norm):
     network = Network(name=name, channels=(4, 8, 8), strides=(1, 2), norm=norm, dropout=0.1)
     model = networks.build(BRAIN, network)
-    shape = networks.input_shape(network, (1, 1, 1))
+    shape = input_shape(network, (1, 1, 1))
     logits = model(torch.randn(1, 4, *shape))
     assert logits.shape == (1, 3, *shape)
     logits.square().mean().backward()
@@ -40,7 +40,7 @@ def test_the_original_network_is_of_the_reference_experiments_size():
     network = Network(channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), residual_units=2)
     model = networks.build(BRAIN, network)
     assert sum(parameter.numel() for parameter in model.parameters()) == 4_810_074
-    assert networks.input_shape(network, (128, 128, 64)) == (128, 128, 64)
+    assert input_shape(network, (128, 128, 64)) == (128, 128, 64)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_original_network_is_of_the_reference_experiments_size():
     ],
 )
 def test_volumes_are_padded_to_the_networks_divisor(network, shape, expected):
-    assert networks.input_shape(network, shape) == expected
+    assert input_shape(network, shape) == expected
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -88,6 +88,15 @@ from trainer.contract.signing import (
     site_key,
     verified,
 )
+from trainer.contract.size import (
+    activations_of,
+    divisor,
+    input_shape,
+    parameters_of,
+    swin_width,
+    training_memory,
+    update_bytes,
+)
 
 __all__ = [
     "AUGMENTATIONS",
@@ -131,16 +140,20 @@ __all__ = [
     "Task",
     "TrainingPlan",
     "Validation",
+    "activations_of",
     "attempt_key",
     "attempt_prefix",
     "canonical_json",
     "case_key",
     "case_pseudonym",
+    "divisor",
     "global_model_key",
     "has_norm_entries",
+    "input_shape",
     "manifest_from_json",
     "metric_from_json",
     "metrics_token",
+    "parameters_of",
     "plan_from_json",
     "plan_problems",
     "records_in_log",
@@ -155,5 +168,8 @@ __all__ = [
     "site_key",
     "site_of",
     "spec_from_json",
+    "swin_width",
+    "training_memory",
+    "update_bytes",
     "verified",
 ]

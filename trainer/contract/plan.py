@@ -208,6 +208,11 @@ def plan_problems(plan: TrainingPlan) -> dict[str, str]:
     )
     need(n.name != "dynunet" or len(n.channels) >= 3, "network.channels", "DynUNet needs at least 3 levels")
     need(
+        n.name != "attention_unet" or all(whole(c, 2, 2048) for c in n.channels),
+        "network.channels",
+        "Attention U-Net needs 2 channels or more",
+    )
+    need(
         len(n.strides) == len(n.channels) - 1 and all(s in (1, 2) for s in n.strides),
         "network.strides",
         "one stride of 1 or 2 between each two levels",
