@@ -6,12 +6,14 @@ ARGS ?=
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo airflow clean-demo test check browser screenshots help
+.PHONY: demo airflow clean-demo results test check browser screenshots help
 
 help:
 	@echo "make demo        portal, object store, three hospitals and the reference experiment, running live"
 	@echo "                 ARGS=--airflow: the hospitals are three real Airflow servers"
 	@echo "make clean-demo  remove all that the demo made"
+	@echo "make results     docs/results.md from fresh runs: federated against its baselines, three seeds (under an hour)"
+	@echo "                 ARGS=--quick: the whole way in seconds; ARGS=--write-only: write down what is computed"
 	@echo "make test        every test, those in a real browser too"
 	@echo "make screenshots  the README's pictures, from a running demo"
 	@echo "make check       the house checks: lint, format, imports, types, migrations, deployment"
@@ -23,7 +25,11 @@ $(VENV)/.runtime: requirements.txt trainer/requirements.txt requirements-demo.tx
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+$(VENV)/.results: $(VENV)/.runtime requirements-results.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-results.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime $(VENV)/.results requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
@@ -50,6 +56,9 @@ browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 	  { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium; } || \
 	  { echo "The browser tests need Chromium: install it, e.g. sudo apt-get install chromium" >&2; exit 1; }
+
+results: $(VENV)/.results
+	@$(BIN)/python -m fedportal.results $(ARGS)
 
 test: $(VENV)/.dev browser airflow check
 	$(BIN)/python -m pytest $(ARGS)

@@ -47,9 +47,9 @@ def prepare(
     from fedportal.experiments import services
     from fedportal.experiments.models import Experiment
 
-    people = _people(passwords)
-    sites = [_hospital(hospital, connection, people["steward"]) for hospital in hospitals]
-    datasets = [_dataset(site) for site in sites]
+    people = ensure_people(passwords)
+    sites = [ensure_hospital(hospital, connection, people["steward"]) for hospital in hospitals]
+    datasets = [wait_for_dataset(site) for site in sites]
     slugs = {site.slug for site in sites}
     for experiment in Experiment.objects.filter(title=TITLE, rounds_planned=rounds).order_by("-pk"):
         same_sites = set(experiment.participations.values_list("site__slug", flat=True)) == slugs
@@ -109,7 +109,7 @@ def summary(experiment: Any, *, answers_at: float) -> dict[str, Any]:
     }
 
 
-def _people(passwords: Mapping[str, str]) -> dict[str, Any]:
+def ensure_people(passwords: Mapping[str, str]) -> dict[str, Any]:
     from fedportal.accounts.models import Role, User
 
     people = {}
@@ -131,7 +131,7 @@ def _people(passwords: Mapping[str, str]) -> dict[str, Any]:
     return people
 
 
-def _hospital(hospital: tuple[str, str, str], connection: Callable[[str], dict[str, Any]], steward: Any) -> Any:
+def ensure_hospital(hospital: tuple[str, str, str], connection: Callable[[str], dict[str, Any]], steward: Any) -> Any:
     from fedportal.sites import services
     from fedportal.sites.models import Site
 
@@ -142,7 +142,7 @@ def _hospital(hospital: tuple[str, str, str], connection: Callable[[str], dict[s
         return services.register(slug=slug, name=name, city=city, stewards=[steward], **connection(slug))
 
 
-def _dataset(site: Any) -> Any:
+def wait_for_dataset(site: Any) -> Any:
     """Wait until the orchestrator has checked the site; return the dataset that it found."""
     end = time.monotonic() + CHECK_TIMEOUT
     while time.monotonic() < end:
