@@ -46,6 +46,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--headless", action="store_true", help="for scripts: no greeting, only the JSON summary on stdout"
     )
+    parser.add_argument(
+        "--baselines", action="store_true", help="wait for the baselines, too, and add the comparison to the summary"
+    )
     parser.add_argument("--exit", action="store_true", help="stop everything once the experiment has ended")
     parser.add_argument("--remove", action="store_true", help="remove all that the demo made, and do nothing else")
     parser.add_argument("--state", type=Path, help="folder for all that the demo makes (.demo, .demo-airflow)")
@@ -153,21 +156,26 @@ def remove(state: DemoState) -> int:
 
 
 def stay(options, portal, experiment, processes, airflow, say, answers_at: float) -> int:
-    """Keep the processes alive; with ``--headless`` or ``--exit`` report when the experiment has ended."""
+    """Keep the processes alive; with ``--headless`` or ``--exit`` report when the experiment has ended, with ``--baselines``
+    when all that stands beside it has, too."""
     told = False
+    has_ended = portal.family_has_ended if options.baselines else portal.has_ended
     while True:
         for name in [*processes.watch(), *(airflow.watch() if airflow else ())]:
             say(f"The {name} had stopped and was started again.")
-        if not told and portal.has_ended(experiment):
+        if not told and has_ended(experiment):
             told = True
             summary = portal.summary(experiment, answers_at=answers_at)
+            if options.baselines:
+                summary |= portal.compared(experiment)
             if options.headless:
                 sys.stdout.write(json.dumps(summary, indent=2) + "\n")
                 sys.stdout.flush()
             else:
                 say(f"The experiment has ended: {summary['state']}. Global model: Dice {summary['final_dice']}.")
             if options.exit:
-                return 0 if summary["state"] == "completed" else 1
+                states = {summary["state"], *summary.get("baselines", {}).values()}
+                return 0 if states == {"completed"} else 1
         time.sleep(0.5)
 
 

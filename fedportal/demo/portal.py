@@ -44,8 +44,8 @@ def prepare(
     An unfinished or finished experiment with the same sites, rounds and seed is gone on with, so that a second
     ``make demo`` continues the first.
     """
-    from fedportal.experiments import services
-    from fedportal.experiments.models import Experiment
+    from fedportal.experiments import baselines, services
+    from fedportal.experiments.models import Baseline, Experiment
 
     people = ensure_people(passwords)
     sites = [ensure_hospital(hospital, connection, people["steward"]) for hospital in hospitals]
@@ -62,25 +62,58 @@ def prepare(
         fields={"question": "Can hospitals train one model for brain tumours without sharing an image?"},
         plan={"rounds": rounds, "seed": seed},
     )
+    impossible = baselines.problems(experiment)  # without sites of this machine nothing can be pooled
+    chosen = [kind for kind in Baseline.values if kind not in impossible]
+    services.update_draft(experiment=experiment, by=people["researcher"], fields={"baselines": chosen})
     experiment.refresh_from_db()
     return experiment
 
 
 def start(experiment: Any) -> None:
-    """Start the experiment, or take up the one that was stopped or had failed. A paused one stays paused."""
+    """Start the experiment, or take up what was stopped or had failed of it and its baselines. A paused one stays paused."""
     from fedportal.experiments import services
     from fedportal.experiments.states import ExperimentState
 
     experiment.refresh_from_db()
     if experiment.is_draft:
         services.start(experiment=experiment, by=experiment.owner)
-    elif experiment.status is ExperimentState.FAILED:
-        services.resume(experiment=experiment, by=experiment.owner)
+        return
+    for member in experiment.family.filter(state=ExperimentState.FAILED):
+        services.resume(experiment=member, by=experiment.owner)
 
 
 def has_ended(experiment: Any) -> bool:
     experiment.refresh_from_db()
     return not experiment.is_active and not experiment.is_draft
+
+
+def family_has_ended(experiment: Any) -> bool:
+    """Whether the experiment and all its baselines have ended; they do not begin where it failed or was cancelled."""
+    from fedportal.experiments.states import ExperimentState
+
+    if not has_ended(experiment):
+        return False
+    return experiment.status is not ExperimentState.COMPLETED or not any(run.is_active for run in experiment.family)
+
+
+def compared(experiment: Any) -> dict[str, Any]:
+    """Return how the baselines ended, and the mean Dice of every model over the sites and at each, as the page has it."""
+    from fedportal.monitoring.comparison import MEASURES, Comparison, Scores
+    from fedportal.monitoring.families import family_of
+
+    family = family_of(experiment)
+    dice = next(measure for measure in MEASURES if measure.name == "dice")
+    lines = Comparison(family, Scores(family, dice), measure=dice).lines
+    return {
+        "baselines": {run.title: run.state for run in family.members if run.pk != experiment.pk},
+        "comparison": {
+            line.contender.key: {
+                "mean": line.mean.value,
+                "sites": {cell.site: cell.estimate.value for cell in line.cells},
+            }
+            for line in lines
+        },
+    }
 
 
 def summary(experiment: Any, *, answers_at: float) -> dict[str, Any]:

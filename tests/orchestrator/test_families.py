@@ -19,7 +19,7 @@ from fedportal.orchestrator.outcomes import Advance, Fail, Wait
 from fedportal.orchestrator.snapshot import BesideView, SubjectView
 from fedportal.orchestrator.steps.closing import aggregate, collect
 from fedportal.orchestrator.steps.ending import finish
-from fedportal.orchestrator.steps.opening import dispatch, open_round
+from fedportal.orchestrator.steps.opening import begin, dispatch, open_round
 from fedportal.sites.models import Site
 from tests.orchestrator.fakes import START, FakeSite, Federation, key_of
 from tests.orchestrator.rows import fresh, journal, make_engine, make_running, models, undone
@@ -215,6 +215,11 @@ def test_it_waits_for_its_turn_and_nobody_stays_with_it(federation: Federation):
     outcome = open_round(snapshot(PENDING, waits_for="Brains"), federation.tools)
     assert isinstance(outcome, Wait)
     assert (outcome.reason, outcome.is_parked) == ("Waits until “Brains” has ended.", True)
+
+
+def test_an_evaluation_without_a_round_begins_with_that_of_an_evaluation(federation: Federation):
+    for kind, first in (("cross_site", (1, "evaluate")), ("cyclic", (1, "train"))):
+        assert begin(snapshot(kind=kind, newest=None), federation.tools).changes.new_round == first
 
 
 def test_in_cyclic_transfer_one_site_after_the_other_trains(federation: Federation):

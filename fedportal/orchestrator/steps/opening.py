@@ -40,9 +40,9 @@ FAMILY_PAUSE = timedelta(seconds=60)
 """Whoever ends wakes those who wait for it; this is for when it could not."""
 
 
-def begin(_s: Snapshot, _tools: Tools) -> Outcome:
+def begin(s: Snapshot, _tools: Tools) -> Outcome:
     """Give a running experiment without a round its first one."""
-    return Advance(Changes(new_round=(1, "train")))
+    return Advance(Changes(new_round=(1, "evaluate" if s.kind == "cross_site" else "train")))
 
 
 def open_round(s: Snapshot, tools: Tools) -> Outcome:
