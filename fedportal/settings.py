@@ -241,6 +241,12 @@ FEDPORTAL_SPOOL = Path(env("FEDPORTAL_SPOOL", default=str(STATE_DIR / "spool")))
 FEDPORTAL_TRAINER_SOCKET = env("FEDPORTAL_TRAINER_SOCKET", default=str(STATE_DIR / "trainer.sock"))
 FEDPORTAL_WORKER_ID = env("FEDPORTAL_WORKER_ID", default="")
 FEDPORTAL_AGGREGATION_MEMORY = env.int("FEDPORTAL_AGGREGATION_MEMORY_MB", default=4096) * 2**20
+FEDPORTAL_TRAINER_MEMORY = env.int("FEDPORTAL_TRAINER_MEMORY_MB", default=8192) * 2**20
+"""What the trainer may take on the portal's machine for an initial model or a bundle."""
+FEDPORTAL_MOST_PARAMETERS = env.int("FEDPORTAL_MOST_PARAMETERS", default=250_000_000)
+"""A recipe with a larger network is refused: 250 million are 1 GB per update and site."""
+FEDPORTAL_TRAINING_MEMORY = round(env.float("FEDPORTAL_TRAINING_MEMORY_GB", default=80.0) * 10**9)
+"""A recipe that would take more at a site is refused: 80 GB are the largest GPUs at hand."""
 FEDPORTAL_SMALL_COUNT = env.int("FEDPORTAL_SMALL_COUNT", default=5)
 """Smaller numbers of cases are told only to operators and the site's stewards."""
 FEDPORTAL_URL_HOURS = env.float("FEDPORTAL_URL_HOURS", default=24.0)

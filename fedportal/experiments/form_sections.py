@@ -14,8 +14,9 @@ from fedportal.accounts.models import User
 from fedportal.experiments import services
 from fedportal.experiments.form_fields import field_of
 from fedportal.experiments.models import Experiment
-from fedportal.experiments.plan import merged, nested, problems_of
+from fedportal.experiments.plan import merged, nested
 from fedportal.experiments.recipe import Group, of_section, value_of
+from fedportal.experiments.size import datasets_of, plan_problems
 
 
 class SectionForm(forms.Form):
@@ -90,7 +91,9 @@ class SettingsForm(SectionForm):
         """Refuse values that are right one by one but not together."""
         by_name = {setting.name: setting.field for setting in self.settings}
         by_name |= {"task.regions": "regions", "local_layers": "network_norm"}
-        for name, text in problems_of(merged(self.experiment.plan, self.plan_changes())).items():
+        changed = [setting.name for setting in self.settings if setting.field in self.changed_data]
+        document = merged(self.experiment.plan, self.plan_changes())
+        for name, text in plan_problems(document, datasets_of(self.experiment), changed).items():
             field = by_name.get(name)
             if field in self.fields and not self.errors.get(field):
                 self.add_error(field, f"{text[:1].upper()}{text[1:]}.")

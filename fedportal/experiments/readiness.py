@@ -11,8 +11,9 @@ from django.db.models import Prefetch
 from fedportal.aggregation.strategies import plan_fields, refusal
 from fedportal.experiments import baselines
 from fedportal.experiments.models import MEAN, Baseline, Experiment, GlobalModel, Participation
-from fedportal.experiments.plan import problems_of, task_signature
+from fedportal.experiments.plan import task_signature
 from fedportal.experiments.recipe import BY_NAME
+from fedportal.experiments.size import plan_problems
 from fedportal.sites.models import Dataset, Health, Site
 from trainer.contract import Network, has_norm_entries
 
@@ -39,7 +40,7 @@ def checklist(experiment: Experiment) -> list[Check]:
     """Return every precondition of a start, fulfilled or not, in the order of the composer's sections."""
     sites = Prefetch("site", queryset=Site.objects.with_last_check())
     parts = list(experiment.participations.select_related("dataset__site").prefetch_related(sites))
-    problems = problems_of(experiment.plan)
+    problems = plan_problems(experiment.plan, [part.dataset for part in parts])
     task = {name: text for name, text in problems.items() if name.startswith("task.")}
     recipe = {name: text for name, text in problems.items() if name not in task}
     return [

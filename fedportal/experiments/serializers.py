@@ -20,7 +20,6 @@ from fedportal.experiments.plan import (
     merged,
     nested,
     preset_plan,
-    problems_of,
     with_task_of,
 )
 from fedportal.experiments.readiness import (
@@ -30,8 +29,9 @@ from fedportal.experiments.readiness import (
     initial_model_problem,
     is_ensemble_alone,
 )
-from fedportal.experiments.recipe import SETTINGS, Kind, Setting, flatten
+from fedportal.experiments.recipe import BY_NAME, SETTINGS, Kind, Setting, flatten
 from fedportal.experiments.review import planned_steps, sentence
+from fedportal.experiments.size import datasets_of, demand_of, plan_problems
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset, Site
 from fedportal.ui.serializers import StrictSerializer
@@ -126,6 +126,16 @@ class ExperimentRowSerializer(serializers.ModelSerializer):
         read_only_fields = fields
 
 
+class DemandSerializer(serializers.Serializer):
+    """What a plan takes, about. ``update`` (what a site sends back each round) and ``memory`` are bytes."""
+
+    parameters = serializers.IntegerField()
+    update = serializers.IntegerField()
+    memory = serializers.IntegerField(
+        allow_null=True, help_text="For training at a site; null where it depends on volumes of an unknown size."
+    )
+
+
 class ExperimentSerializer(
     type(
         "ExperimentSettings",
@@ -168,6 +178,7 @@ class ExperimentSerializer(
     participants = ParticipantSerializer(source="participations", many=True, required=False)
     plan = PlanSerializer(required=False)
     summary = serializers.SerializerMethodField(help_text="The plan in one sentence.")
+    size = serializers.SerializerMethodField(help_text="What the plan takes; null while it is incomplete.")
     gradient_steps = serializers.SerializerMethodField(
         help_text="Planned steps of the experiment and of every baseline, by name; null where they would tell a small "
         "number of cases, empty while the plan is incomplete."
@@ -189,6 +200,11 @@ class ExperimentSerializer(
     def get_summary(self, experiment: Experiment) -> str:
         return sentence(experiment)
 
+    @extend_schema_field(DemandSerializer(allow_null=True))
+    def get_size(self, experiment: Experiment) -> dict[str, Any] | None:
+        needed = demand_of(experiment)
+        return None if needed is None else DemandSerializer(needed).data
+
     @extend_schema_field(serializers.DictField(child=serializers.IntegerField(allow_null=True)))
     def get_gradient_steps(self, experiment: Experiment) -> dict[str, int | None]:
         return {steps.name: steps.count for steps in planned_steps(experiment, self.context["request"].user)}
@@ -202,7 +218,8 @@ class ExperimentSerializer(
                 if changes.pop(name) != following[name]:
                     raise serializers.ValidationError({"plan": {name: [FOLLOWS]}})
             document = merged(before, changes)
-            together = {name: text for name, text in problems_of(document).items() if flatten(changes, [name])}
+            found = plan_problems(document, self._datasets(attrs), flatten(changes, BY_NAME))
+            together = {name: text for name, text in found.items() if flatten(changes, [name])}
             if together:
                 sentences = {name: [f"{text[:1].upper()}{text[1:]}."] for name, text in together.items()}
                 raise serializers.ValidationError({"plan": nested(sentences)})
@@ -216,6 +233,10 @@ class ExperimentSerializer(
         if problems := {name: [text] for name, text in found.items() if text}:
             raise serializers.ValidationError(problems)
         return attrs
+
+    def _datasets(self, attrs: dict[str, Any]) -> list[Dataset]:
+        before = datasets_of(self.instance) if self.instance else []
+        return attrs.get("participations", before)
 
     def _baselines_problem(self, attrs: dict[str, Any]) -> str:
         """Return why it cannot be compared with what is chosen. With new participants the readiness tells the rest."""

@@ -23,6 +23,7 @@ from fedportal.experiments.plan import PRESETS, differences
 from fedportal.experiments.readiness import checklist
 from fedportal.experiments.recipe import GROUPS, has_effect, of_section, value_of
 from fedportal.experiments.review import sentence, step_table
+from fedportal.experiments.size import demand
 from fedportal.sites.models import Site
 from fedportal.ui.permissions import ComposerRequiredMixin, composer_required, require
 
@@ -161,6 +162,7 @@ class Composer(View):
 
 
 def _review(experiment: Experiment, user: User) -> dict[str, Any]:
+    parts = list(experiment.participations.select_related("site", "dataset"))
     groups = []
     for section in dict.fromkeys(group.section for group in GROUPS):
         for group, settings in of_section(section):
@@ -171,7 +173,8 @@ def _review(experiment: Experiment, user: User) -> dict[str, Any]:
         "sentence": sentence(experiment),
         "groups": groups,
         "steps": step_table(experiment, user),
-        "participations": experiment.participations.select_related("site", "dataset"),
+        "size": demand(experiment.plan, [part.dataset for part in parts]),
+        "participations": parts,
         "changed": differences(experiment.cloned_from, experiment) if experiment.cloned_from else [],
     }
 
