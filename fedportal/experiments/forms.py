@@ -15,7 +15,7 @@ from fedportal.aggregation.strategies import STRATEGIES, Strategy
 from fedportal.experiments import baselines
 from fedportal.experiments.form_fields import RegionsField, field_of
 from fedportal.experiments.form_sections import SectionForm, SettingsForm
-from fedportal.experiments.models import MEAN, Baseline, Experiment, GlobalModel, best_of
+from fedportal.experiments.models import MEAN, Baseline, Experiment, GlobalModel, Kind, best_of
 from fedportal.experiments.plan import merged
 from fedportal.experiments.readiness import (
     baseline_problems,
@@ -165,7 +165,8 @@ EXPERIMENTS_OFFERED = 100
 def models_to_start_from(experiment: Experiment) -> QuerySet[GlobalModel]:
     """Return what a draft can start from: of each experiment that its owner sees and that fits, the newest and the best
     model, and what is chosen already. The API takes any model that fits."""
-    others = Experiment.objects.visible_to(experiment.owner).exclude(models=None).prefetch_related("models")
+    others = Experiment.objects.visible_to(experiment.owner).exclude(models=None).exclude(kind=Kind.CROSS_SITE)
+    others = others.prefetch_related("models")
     found = {experiment.initial_model_id}
     for other in others[:EXPERIMENTS_OFFERED]:
         trained = [model for model in other.models.all() if model.round_number]

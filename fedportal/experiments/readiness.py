@@ -12,7 +12,7 @@ from fedportal.aggregation.strategies import plan_fields, refusal
 from fedportal.experiments import baselines
 from fedportal.experiments.models import MEAN, Baseline, Experiment, GlobalModel, Participation
 from fedportal.experiments.plan import task_signature
-from fedportal.experiments.recipe import BY_NAME
+from fedportal.experiments.recipe import BY_NAME, value_of
 from fedportal.experiments.size import plan_problems
 from fedportal.sites.models import Dataset, Health, Site
 from trainer.contract import Network, has_norm_entries
@@ -54,7 +54,7 @@ def checklist(experiment: Experiment) -> list[Check]:
         Check(
             "What it is compared with can be trained",
             "comparison",
-            tuple(baseline_problems(experiment, experiment.baselines)),
+            (*baseline_problems(experiment, experiment.baselines), *_seeds(experiment)),
         ),
     ]
 
@@ -140,6 +140,13 @@ def best_by_problem(region: str, plan: Mapping[str, Any]) -> str:
     if region == MEAN or region in names:
         return ""
     return f"The best model is chosen by the Dice of {region}, which is no region of the task: choose another."
+
+
+def _seeds(experiment: Experiment) -> Iterator[str]:
+    setting = BY_NAME["seed"]
+    seed = value_of(experiment, setting)
+    if isinstance(seed, int) and seed + experiment.repeats - 1 > (setting.high or 0):
+        yield f"The seeds of the repeats go on from {seed}, beyond the largest there is: choose a smaller random seed."
 
 
 def baseline_problems(experiment: Experiment, chosen: Collection[str], *, beside: Collection[str] = ()) -> list[str]:

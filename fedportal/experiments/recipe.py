@@ -294,7 +294,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "compare_every", "Cross-site evaluation every",
-        "Every site measures every model on its own held-out cases. 0: the last and the best model only; else also those of every so many rounds.",
+        "Every site measures every model on its own held-out cases, also without a baseline. 0: the last and the best model only, beside baselines.",
         _K.WHOLE, "baselines", unit="rounds", low=0, high=10_000, zero="the last and the best model only", of_plan=False,
     ),
     Setting(

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.apps import apps
 from django.contrib import messages
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
@@ -31,12 +31,13 @@ UNTAKEN = timedelta(seconds=20)
 
 
 def experiments_at(site: Site, user: User) -> QuerySet:
-    """The experiments that this person may see and that the site takes part in, newest first.
+    """The experiments that this person may see and that the site takes part in, by itself or in a baseline; newest first.
 
     The room of experiments lies above this one, so its model is asked for by name and not imported.
     """
     experiments = apps.get_model("experiments", "Experiment").objects
-    return experiments.visible_to(user).filter(participations__site=site).select_related("owner")
+    of_them, of_theirs = Q(participations__site=site), Q(members__participations__site=site)
+    return experiments.listed_for(user).filter(of_them | of_theirs).select_related("owner").distinct()
 
 
 class SiteList(ListView):

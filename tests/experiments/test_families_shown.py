@@ -191,6 +191,12 @@ def test_a_stranger_sees_nothing_of_a_family(family):
     assert client.get(f"{LIST}{family.companions.first().key}/").status_code == 404
 
 
+def test_the_page_of_a_site_lists_an_experiment_once_and_that_of_its_pool_too(browser, family):
+    pool = family.companions.get(kind=Kind.POOLED).participations.get().site
+    for site in (family.participations.first().site, pool):
+        assert list(browser.get(f"/sites/{site.slug}/").context["experiments"]) == [family]
+
+
 def test_the_detail_says_what_an_experiment_is(api, family):
     body = api.get(f"{LIST}{family.companions.get(kind=Kind.POOLED).key}/").json()
     assert (body["kind"], body["head"], body["beside"]) == ("pooled", family.key, family.key)

@@ -100,6 +100,11 @@ def averaged_moments(strategy, norm="instance"):
     return change
 
 
+def seed_at_the_end(experiment):
+    fields(repeats=3)(experiment)
+    plan(seed=2**31 - 2)(experiment)
+
+
 @pytest.mark.parametrize(
     ("spoil", "section", "says"),
     [
@@ -115,6 +120,7 @@ def averaged_moments(strategy, norm="instance"):
         (nothing_held_out, "sites", "one held out to validate with"),
         (other_labels, "sites", "has other channels or labels than the experiment's task"),
         (other_channels, "sites", "has other channels or labels than the experiment's task"),
+        (seed_at_the_end, "comparison", "beyond the largest there is: choose a smaller random seed"),
         (fields(baselines=["ensemble"]), "comparison", "tick “Local only”, too"),
         (plan(task__regions=[]), "recipe", "Regions: name at least one region to segment."),
         (plan(task__regions=[{"name": "WT", "labels": [9]}]), "recipe", "names a label that the task does not have"),

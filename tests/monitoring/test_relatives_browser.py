@@ -1,0 +1,53 @@
+"""The pages of a family in a real browser: nothing for axe to find, and baselines that are added by keyboard."""
+
+import pytest
+from django.conf import settings
+from django.test import Client
+
+from fedportal.experiments import services
+from fedportal.experiments.models import Experiment, Kind
+from tests import factories
+from tests.fixtures_browser import violations
+from tests.monitoring import families
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture
+def head(live_server, transactional_db):
+    return families.make_family(factories.ada(), title="Three hospitals", repeats=2)
+
+
+@pytest.fixture
+def session(head) -> str:
+    client = Client()
+    client.force_login(head.owner)
+    return client.cookies[settings.SESSION_COOKIE_NAME].value
+
+
+def test_axe_finds_nothing_and_nothing_scrolls_sideways(open_page, head):
+    members = [head, *(head.companions.filter(kind=kind).first() for kind in (Kind.LOCAL_ONLY, Kind.CROSS_SITE))]
+    addresses = ["/experiments/", *(f"/experiments/{member.key}/" for member in members)]
+    for theme, width in (("light", 1280), ("dark", 390)):
+        page = open_page("/", theme=theme, width=width)
+        for address in addresses:
+            page.goto(address)
+            for summary in page.get_by_text("Add baselines").all():
+                summary.click()
+            assert violations(page) == []
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_baselines_are_added_by_keyboard(open_page, head):
+    draft = factories.make_experiment(head.owner)
+    services.start(experiment=draft, by=head.owner)
+    page = open_page(f"/experiments/{draft.key}/")
+    page.get_by_text("Add baselines").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("checkbox", name="Local only", exact=True).focus()
+    page.keyboard.press("Space")
+    page.get_by_role("button", name="Add", exact=True).focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("4 runs are added.").wait_for(timeout=60_000)
+    assert page.get_by_role("link", name="Cross-site evaluation").is_visible()
+    assert Experiment.objects.get(pk=draft.pk).companions.count() == 4
