@@ -18,7 +18,7 @@ from fedportal.aggregation.errors import AggregationFailed, AggregationRefused
 from fedportal.aggregation.process import AggregationProcess
 from fedportal.connectors.base import CheckReport, Connector, LogChunk, RunState, RunStatus
 from fedportal.connectors.breaker import Contact
-from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, SiteError
+from fedportal.connectors.errors import ObjectDamaged, ObjectMissing
 from fedportal.connectors.objectstore import ObjectStore
 from fedportal.orchestrator import spool
 from fedportal.orchestrator.errands import Errands, Pace
@@ -200,28 +200,40 @@ def ask(s: Snapshot, attempt: AttemptView, tools: Tools) -> Answer:
 
 
 def arrived(s: Snapshot, attempts: Sequence[AttemptView], tools: Tools) -> frozenset[str]:
-    """Return the names of those runs whose manifests are in the store. One question for all of them."""
-    runs = {f"{s.prefix(attempt)}/{MANIFEST_NAME}": attempt.run for attempt in attempts}
+    """Return the names of those runs whose manifests are in the store. One question for all of them.
+
+    A run of this machine is not asked about: one that is over has put its manifest or never will, no other has.
+    """
+    states = {attempt.run: _state_at_hand(attempt, tools) for attempt in attempts}
+    runs = {f"{s.prefix(attempt)}/{MANIFEST_NAME}": attempt.run for attempt in attempts if states[attempt.run] is None}
     found = tools.store.list(f"{round_prefix(s.key, s.round.number)}/") if runs else ()
-    return frozenset(runs[key] for key in found if key in runs)
+    over = {run for run, state in states.items() if state is not None and state.is_over}
+    return frozenset(over | {runs[key] for key in found if key in runs})
 
 
 def has_sign(s: Snapshot, tools: Tools, known: set[str]) -> bool:
     """Say whether a run has ended at a site that can be asked for nothing. ``known`` remembers those told before."""
     ended = []
     for run in s.site_runs:
-        if run.is_over or run.current is None or run.site.connector not in AT_HAND or run.attempt.run in known:
+        if run.is_over or run.current is None or run.attempt.run in known:
             continue
-        try:
-            state = tools.connector(run.site).poll(run.attempt.run).state
-        except (SiteError, ValueError):
-            continue  # the next regular question tells what is wrong
+        state = _state_at_hand(run.attempt, tools)
         # The snapshot may be from just before the start: then a run that is not there yet is no news.
-        if state.is_over and (run.is_at_site or state is not RunState.LOST):
+        if state is not None and state.is_over and (run.is_at_site or state is not RunState.LOST):
             ended.append(run.attempt.run)
     known.update(ended)
     tools.pace.forget(*(("poll", name) for name in ended))
     return bool(ended)
+
+
+def _state_at_hand(attempt: AttemptView, tools: Tools) -> RunState | None:
+    """Return the state of a run at a site that can be asked for nothing; ``None`` where that is not so."""
+    if attempt.site.connector not in AT_HAND:
+        return None
+    try:
+        return tools.connector(attempt.site).poll(attempt.run).state
+    except Exception:  # a hint, no more: the next regular question tells what is wrong
+        return None
 
 
 def read_log(attempt: AttemptView, tools: Tools) -> LogChunk:

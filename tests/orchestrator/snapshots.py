@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -101,6 +102,17 @@ def snapshot(round_state: RoundState = RoundState.TRAINING, **fields: Any) -> Sn
         "incoming": None,
     }
     return Snapshot(**{**defaults, **fields})
+
+
+def elsewhere(s: Snapshot) -> Snapshot:
+    """The same with sites that are not on this machine."""
+    runs = []
+    for run in s.site_runs:
+        far = replace(run.site, connector="airflow")
+        runs.append(
+            replace(run, participant=replace(run.participant, site=far), current=replace(run.attempt, site=far))
+        )
+    return replace(s, site_runs=tuple(runs))
 
 
 def texts(changes: Changes) -> str:

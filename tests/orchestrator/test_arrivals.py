@@ -16,7 +16,7 @@ from fedportal.orchestrator.snapshot import Snapshot
 from fedportal.orchestrator.steps.arrivals import CROWD, FEW, SOON, Arrivals
 from fedportal.orchestrator.steps.watching import says_something_new, watch
 from tests.orchestrator.fakes import START, Federation
-from tests.orchestrator.snapshots import KEY, RUN, attempt, model, moves, site_run, snapshot
+from tests.orchestrator.snapshots import KEY, RUN, attempt, elsewhere, model, moves, site_run, snapshot
 
 
 def at_work(federation: Federation) -> Snapshot:
@@ -24,7 +24,7 @@ def at_work(federation: Federation) -> Snapshot:
     runs = tuple(site_run(slug, S.RUNNING) for slug in "abc")
     for run in runs:
         federation[run.site.slug].states[run.attempt.run] = RunStatus(RunState.RUNNING)
-    return snapshot(incoming=model(federation), site_runs=runs)
+    return elsewhere(snapshot(incoming=model(federation), site_runs=runs))
 
 
 @pytest.fixture
@@ -73,20 +73,20 @@ def test_a_crowd_is_looked_at_less_often_and_a_look_that_is_not_due_is_made_up_f
     federation: Federation, asked: list[str]
 ) -> None:
     runs = [replace(site_run("a", S.RUNNING), id=number) for number in range(100)]
-    s = snapshot(incoming=model(federation), site_runs=tuple(runs))
+    s = elsewhere(snapshot(incoming=model(federation), site_runs=tuple(runs)))
     pause = CROWD * (100 - FEW)
     first = Arrivals(s, federation.tools)
-    first.look(runs)
+    first.look(s.site_runs)
     assert (asked.count("list"), first.again_in) == (1, None)
     second = Arrivals(s, federation.tools)
-    second.look(runs)
+    second.look(s.site_runs)
     assert asked.count("list") == 1
     assert second.again_in is not None
     assert 0.5 * pause < second.again_in < 1.5 * pause
     federation.clock.tick(second.again_in + 0.001)  # the clock counts in microseconds
-    Arrivals(s, federation.tools).look(runs)
+    Arrivals(s, federation.tools).look(s.site_runs)
     assert asked.count("list") == 2
-    few = Arrivals(replace(s, site_runs=tuple(runs[:FEW])), federation.tools)
+    few = Arrivals(replace(s, site_runs=s.site_runs[:FEW]), federation.tools)
     assert few.pause == 0
 
 

@@ -20,7 +20,7 @@ from fedportal.orchestrator.steps.logs import MAX_LOG, take_logs
 from fedportal.orchestrator.steps.opening import dispatch, publish
 from fedportal.orchestrator.steps.watching import STORE_LOOK, STORE_SILENT, cancel_strays, watch
 from tests.orchestrator.fakes import START, Federation, model_bytes
-from tests.orchestrator.snapshots import KEY, RUN, attempt, model, moves, site_run, snapshot, texts
+from tests.orchestrator.snapshots import KEY, RUN, attempt, elsewhere, model, moves, site_run, snapshot, texts
 from trainer.contract import Exit, Kind, Manifest, Stored
 
 S = SiteRunState
@@ -185,6 +185,13 @@ def test_something_else_on_the_shelf_is_not_believed(federation: Federation):
     assert spooled.read_bytes() == federation.store.objects[key]
 
 
+def test_the_store_is_not_asked_about_runs_that_still_work_on_this_machine(federation: Federation):
+    s = at_work(federation, "a", "b")
+    federation.store.is_down = True
+    assert watch(s, federation.tools).reason == ""
+    assert watch(elsewhere(s), federation.tools).reason == STORE_SILENT
+
+
 def test_an_update_in_parts_is_completed_first(federation: Federation):
     federation.store.large = 1
     s = at_work(federation, "a", "b")
@@ -324,6 +331,7 @@ def test_a_hanging_site_hides_no_delivery_of_another(federation: Federation):
 
 def test_a_silent_store_makes_the_round_wait_with_a_reason(federation: Federation):
     s = at_work(federation, "a", "b")
+    federation["a"].deliver()
     federation.store.is_down = True
     outcome = watch(s, federation.tools)
     assert isinstance(outcome, Wait)
@@ -348,7 +356,7 @@ def test_the_store_is_looked_into_between_two_questions_to_a_site_elsewhere(
 
 
 def test_a_site_is_not_asked_at_every_look(federation: Federation):
-    s = at_work(federation, "a")
+    s = elsewhere(at_work(federation, "a"))
     asked = []
     federation["a"].poll = lambda run: asked.append(run) or RunStatus(RunState.RUNNING)
     for _ in range(10):
