@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -36,6 +37,8 @@ def main(
 
         return phantoms(arguments[1:]) or 0
     options = _parser().parse_args(arguments)
+    if most := getattr(options, "memory_mb", 0) * 2**20:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
         match options.command:
             case "run":
@@ -145,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--images", type=Path, required=True, help="folder of NIfTI files, or with a dataset.json")
     predict.add_argument("--out", type=Path, required=True, help="folder for the segmentations")
     predict.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    for command in (init, bundle):
+        command.add_argument("--memory-mb", type=int, default=0, help="stop when it would take more; 0: no limit")
     inspect = commands.add_parser("inspect", help="list the datasets of a folder, as JSON")
     where = inspect.add_mutually_exclusive_group(required=True)
     where.add_argument("--data-root", type=Path)

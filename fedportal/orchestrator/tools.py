@@ -80,7 +80,9 @@ def from_settings() -> Tools:
     trainer = TrainerProcess(Path(settings.FEDPORTAL_TRAINER_SOCKET))
 
     def run_trainer(argv: Sequence[str], timeout: float) -> tuple[int, str]:
-        result = trainer.run_command(argv, timeout=timeout)
+        command, *rest = argv
+        limit = ["--memory-mb", str(settings.FEDPORTAL_TRAINER_MEMORY >> 20)]
+        result = trainer.run_command([command, *limit, *rest], timeout=timeout)
         return result.exit_code, result.log or result.output
 
     store = ObjectStore(**settings.OBJECT_STORE)
