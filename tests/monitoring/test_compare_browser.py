@@ -44,6 +44,19 @@ def open_drawn(open_page, address, **options):
     return page
 
 
+def test_three_clicks_from_the_dashboard_lead_to_the_comparison_with_intervals(open_page, head):
+    page = open_page("/")
+    page.get_by_role("link", name="Three hospitals", exact=True).first.click(**WAIT)
+    page.get_by_role("link", name="Compare").first.click(**WAIT)
+    page.get_by_text("of pooled.").wait_for(**WAIT)
+    words = page.locator(".verdict").inner_text()
+    assert "Federated reached" in words
+    assert "95 % interval" in words
+    assert "above the best local-only model" in words
+    # this test's server speaks no websockets, which the experiment's page asks for
+    assert [words for words in page.complaints if "WebSocket" not in words] == []
+
+
 def test_axe_finds_nothing_and_nothing_scrolls_sideways(open_page, address):
     for theme, width in (("light", 1280), ("dark", 390)):
         page = open_drawn(open_page, address, theme=theme, width=width)
