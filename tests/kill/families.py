@@ -27,7 +27,9 @@ def run(stage: Stage, *, kills: bool) -> dict[str, Any]:
     from fedportal.experiments import baselines
 
     stage.start("orchestrator")
-    main = stage.wait_for_end(stage.experiment(plan=PLAN, title="Family", compare_every=1), timeout=TIMEOUT)
+    main = stage.wait_for_end(stage.experiment(plan=PLAN, title="Family"), timeout=TIMEOUT)
+    main.compare_every = 1  # in the draft it would have had an evaluation at once
+    main.save(update_fields=["compare_every"])
     described = _copy_a_tested_case(stage)
     baselines.add(experiment=main, kinds=ALL, by=main.owner)
     killed = []
