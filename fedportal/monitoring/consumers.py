@@ -18,11 +18,12 @@ from django.db import DatabaseError
 from fedportal.accounts.models import User
 from fedportal.experiments.models import Experiment
 from fedportal.monitoring.rows import Cursor
-from fedportal.monitoring.tail import GONE, catch_up, listen
+from fedportal.monitoring.tail import catch_up, listen
+from fedportal.monitoring.watchers import GONE, SIGN_IN, Watcher, watcher_of
 
 logger = logging.getLogger(__name__)
 
-SIGN_IN, TRY_AGAIN = 4401, 1011
+TRY_AGAIN = 1011
 
 
 class LiveConsumer(AsyncWebsocketConsumer):
@@ -38,7 +39,8 @@ class LiveConsumer(AsyncWebsocketConsumer):
         experiment_id = await database_sync_to_async(_find)(user, self.scope["url_route"]["kwargs"]["key"])
         if experiment_id is None:
             return await self.close(GONE)
-        self._pump = asyncio.create_task(self._send_all(experiment_id, user.pk))
+        watcher = await database_sync_to_async(watcher_of)(self.scope)
+        self._pump = asyncio.create_task(self._send_all(experiment_id, watcher))
         return None
 
     async def disconnect(self, code: int) -> None:
@@ -50,12 +52,12 @@ class LiveConsumer(AsyncWebsocketConsumer):
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         """Ignore what a page says: there is nothing to ask for."""
 
-    async def _send_all(self, experiment_id: int, user_id: int) -> None:
+    async def _send_all(self, experiment_id: int, watcher: Watcher) -> None:
         query = parse_qs(self.scope["query_string"].decode("ascii", "replace"))
         cursor = Cursor.parse(query.get("after", [""])[0])
         shown = re.fullmatch("[0-9]{1,6}", query.get("round", [""])[0])
         try:
-            async with listen(experiment_id, user_id) as listener:
+            async with listen(experiment_id, watcher) as listener:
                 missed = catch_up(experiment_id, cursor, shown_round=int(shown[0]) if shown else 0)
                 while (text := await database_sync_to_async(next)(missed, None)) is not None:
                     await self.send(text_data=text)

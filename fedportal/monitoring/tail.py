@@ -16,7 +16,6 @@ from typing import Any
 from channels.db import database_sync_to_async
 from django.db import DatabaseError
 
-from fedportal.accounts.models import User
 from fedportal.experiments.models import Event, Experiment, Kind
 from fedportal.monitoring import fragments
 from fedportal.monitoring.figures import Row, as_json, collect
@@ -24,6 +23,7 @@ from fedportal.monitoring.fragments import Fragment
 from fedportal.monitoring.overview import Overview, overview, site_styles
 from fedportal.monitoring.relatives import Relatives, relatives_of
 from fedportal.monitoring.rows import Cursor, follow_events, follow_metrics, missed
+from fedportal.monitoring.watchers import GONE, Watcher, refused
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ BACKLOG = 64
 ROUNDS_RENDERED = 8
 ROUNDS_MISSED = 100
 """A page that is further behind is told to reload."""
-GONE, TOO_SLOW = 4404, 4408
+TOO_SLOW = 4408
 
 
 BEAT = as_json({"beat": True})
@@ -51,8 +51,8 @@ BEAT = as_json({"beat": True})
 class Listener:
     """One socket's queue of encoded messages; a number in it is the code to close with."""
 
-    def __init__(self, user_id: int) -> None:
-        self.user_id = user_id
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
         self._queue: asyncio.Queue[str | int] = asyncio.Queue()
 
     def put(self, message: str | int) -> None:
@@ -78,14 +78,13 @@ class Reader:
         self._sent: dict[str, str] = {}
         self._rendered_at = self._reviewed_at = 0.0
 
-    def look(self, watchers: Iterable[int]) -> tuple[str | None, set[int] | None]:
-        """Return what is new as an encoded message, and who of ``watchers`` (user ids) may have it.
-
-        ``None``: nothing new; nothing new and not the time to ask who may watch.
+    def look(self, watchers: Iterable[Watcher]) -> tuple[str | None, dict[Watcher, int]]:
+        """Return what is new as an encoded message (``None``: nothing), and who of ``watchers`` may not have it any more,
+        each with the code to close with. With nothing new they are asked about every few seconds only.
         """
         experiment = Experiment.objects.filter(pk=self.experiment_id).first()
         if experiment is None:
-            return None, set()
+            return None, dict.fromkeys(watchers, GONE)
         events, metrics = self._events.next(), self._metrics.next()
         state = self._changed(experiment, renew=bool(events))
         self.is_active = experiment.is_active or bool(self._relatives and self._relatives.is_active)
@@ -93,7 +92,7 @@ class Reader:
         if events or metrics or state:
             cursor = Cursor(self._events.last, self._metrics.last)
             message = compose(experiment, cursor, events=events, metrics=metrics, state=state)
-        return message, self._allowed(watchers, at_once=message is not None)
+        return message, self._refused(watchers, at_once=message is not None)
 
     def _changed(self, experiment: Experiment, *, renew: bool) -> dict[str, Any]:
         """Render what may have changed and return what has: all after a step or an event, else once a second the head."""
@@ -111,13 +110,12 @@ class Reader:
         self._sent.update((piece["id"], piece["html"]) for piece in changed)
         return {"fragments": changed, "summary": view.summary} if changed else {}
 
-    def _allowed(self, watchers: Iterable[int], *, at_once: bool) -> set[int] | None:
+    def _refused(self, watchers: Iterable[Watcher], *, at_once: bool) -> dict[Watcher, int]:
         now = time.monotonic()
         if not at_once and now - self._reviewed_at < REVIEW_SECONDS:
-            return None
+            return {}
         self._reviewed_at = now
-        users = User.objects.filter(pk__in=set(watchers), is_active=True)
-        return {user.pk for user in users if Experiment.objects.visible_to(user).filter(pk=self.experiment_id).exists()}
+        return refused(self.experiment_id, watchers)
 
 
 def state_of(view: Overview, *, rounds: int) -> list[Fragment]:
@@ -210,17 +208,17 @@ class Tail:
         last_news = last_sent = time.monotonic()
         while True:
             try:
-                watchers = [listener.user_id for listener in self.listeners]
-                message, allowed = await database_sync_to_async(reader.look)(watchers)
+                watchers = [listener.watcher for listener in self.listeners]
+                message, gone = await database_sync_to_async(reader.look)(watchers)
             except DatabaseError:
                 logger.exception("Cannot read the journal of experiment %s at the moment", self.experiment_id)
-                message, allowed = None, None
+                message, gone = None, {}
             now = time.monotonic()
             if message is not None:
                 last_news = last_sent = now
             elif now - last_sent >= BEAT_SECONDS:
                 message, last_sent = BEAT, now
-            self._send(message, allowed)
+            self._send(message, gone)
             await asyncio.sleep(pause(now - last_news, is_active=reader.is_active))
 
     async def _begin(self) -> Reader:
@@ -231,10 +229,10 @@ class Tail:
                 logger.exception("Cannot open the journal of experiment %s at the moment", self.experiment_id)
                 await asyncio.sleep(SLOWEST)
 
-    def _send(self, message: str | None, allowed: set[int] | None) -> None:
+    def _send(self, message: str | None, gone: dict[Watcher, int]) -> None:
         for listener in list(self.listeners):
-            if allowed is not None and listener.user_id not in allowed:
-                listener.put(GONE)
+            if (code := gone.get(listener.watcher)) is not None:
+                listener.put(code)
             elif message is not None:
                 listener.put(message)
 
@@ -251,11 +249,11 @@ _tails: dict[tuple[int, int], Tail] = {}
 
 
 @asynccontextmanager
-async def listen(experiment_id: int, user_id: int) -> AsyncIterator[Listener]:
+async def listen(experiment_id: int, watcher: Watcher) -> AsyncIterator[Listener]:
     """Listen to an experiment as long as the block runs."""
     place = id(asyncio.get_running_loop()), experiment_id
     tail = _tails.get(place) or _tails.setdefault(place, Tail(experiment_id))
-    listener = Listener(user_id)
+    listener = Listener(watcher)
     try:
         await tail.add(listener)
         yield listener

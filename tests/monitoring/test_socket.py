@@ -9,7 +9,10 @@ from asgiref.sync import sync_to_async
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser
+from django.contrib.sessions.models import Session
 from django.db import DatabaseError, connection
+from django.test import Client
+from django.utils import timezone
 
 from fedportal.accounts.models import User
 from fedportal.experiments import journal
@@ -17,6 +20,7 @@ from fedportal.experiments.models import Attempt, SiteRun
 from fedportal.experiments.states import ExperimentState, SiteRunState
 from fedportal.monitoring import tail
 from fedportal.monitoring.rows import newest_cursor
+from fedportal.monitoring.watchers import Watcher
 from fedportal.routing import websocket_urlpatterns
 from tests import factories
 from tests.monitoring import scenes
@@ -43,9 +47,11 @@ def running(ada):
 
 
 @asynccontextmanager
-async def connected(key, user, after="", shown=""):
+async def connected(key, user, after="", shown="", session=None):
     socket = WebsocketCommunicator(application, f"/ws/experiments/{key}/?after={after}&round={shown}")
     socket.scope["user"] = user
+    if session is not None:
+        socket.scope["session"] = session
     accepted, _ = await socket.connect(timeout=WAIT)
     assert accepted
     try:
@@ -143,6 +149,48 @@ async def test_a_person_who_is_switched_off_is_sent_away(running, ada):
         await write(User.objects.filter(pk=ada.pk).update, is_active=False)
         await write(journal.record, running, "note", "More")
         assert await close_code(socket) == 4404
+
+
+def signed_in(person):
+    """Sign somebody in, as the page does; return the browser."""
+    browser = Client()
+    browser.force_login(person)
+    return browser
+
+
+def sign_out(browser):
+    browser.post("/accounts/logout/")
+
+
+def change_password(browser):
+    values = {
+        "old_password": factories.PASSWORD,
+        "new_password1": "a-long-secret-77",
+        "new_password2": "a-long-secret-77",
+    }
+    assert browser.post("/accounts/password/", values).status_code == 302
+
+
+def run_out(browser):
+    Session.objects.filter(session_key=browser.session.session_key).update(expire_date=timezone.now())
+
+
+@pytest.mark.parametrize("end", [sign_out, change_password, run_out])
+async def test_a_socket_closes_when_its_sign_in_ends_elsewhere_and_others_go_on(running, ada, end):
+    here, there = await write(signed_in, ada), await write(signed_in, ada)
+    session = await write(lambda: here.session)
+    async with connected(running.key, ada, session=session) as socket:
+        await next_message(socket)
+        await write(sign_out, there)
+        await write(journal.record, running, "note", "Still here")
+        await messages_until(socket, lambda m: any("Still here" in text for text in texts_of([m])))
+        await write(end, here)
+        await write(journal.record, running, "note", "A secret")
+        seen = []
+        while (output := await socket.receive_output(timeout=WAIT))["type"] == "websocket.send":
+            seen.append(output["text"])
+        assert output["code"] == 4401
+        assert not any("A secret" in text for text in seen)
 
 
 # --- exactly what came after ----------------------------------------------------------------------
@@ -286,8 +334,8 @@ async def test_a_look_costs_the_same_for_one_viewer_and_for_fifty_of_one_person(
             reader.look(watchers)
 
     opened, steps = await write(scenes.open_round, running, 1), [1]
-    await write(count, [ada.pk])
-    await write(count, [ada.pk] * 50)
+    await write(count, [Watcher(ada.pk)])
+    await write(count, [Watcher(ada.pk)] * 50)
 
 
 async def test_a_database_that_fails_for_a_moment_ends_no_tail(running, ada, monkeypatch):
@@ -307,7 +355,7 @@ async def test_a_database_that_fails_for_a_moment_ends_no_tail(running, ada, mon
 
 
 async def test_a_socket_that_reads_too_slowly_is_closed_and_not_kept_in_memory():
-    listener = tail.Listener(1)
+    listener = tail.Listener(Watcher(1))
     for number in range(tail.BACKLOG + 10):
         listener.put(str(number))
     received = [await listener.get() for _ in range(tail.BACKLOG + 1)]
