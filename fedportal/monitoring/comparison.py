@@ -87,7 +87,7 @@ class Scores:
     """
 
     def __init__(self, family: Family, measure: Chart, *, at: int | None = None) -> None:
-        self.sites, self.at = family.sites, at
+        self.sites, self.at, self._runs = family.sites, at, len(family.runs)
         self.regions = regions_of(family.head.plan)[1:]
         named_by = _subjects(family, at)
         self.contenders = sorted(set(named_by.values()), key=_order)
@@ -111,6 +111,11 @@ class Scores:
             else:
                 self.values[subject][site_of[site]][spot] = value
         self.contenders = [one for one in self.contenders if any(self._measured(one.key))]
+
+    @cached_property
+    def bootstrap(self) -> Bootstrap:
+        """The resamples, drawn once for all regions."""
+        return Bootstrap([len(self.cases[site.slug]) for site in self.sites], runs=self._runs)
 
     def _measured(self, key: str) -> list[bool]:
         both = zip(self.values[key], self.undefined[key], strict=True)
@@ -176,7 +181,7 @@ class Comparison:
         self._values = {key: [one[:, :, chosen] for one in arrays] for key, arrays in scores.values.items()}
         self._undefined = {key: [one[:, :, chosen] for one in arrays] for key, arrays in scores.undefined.items()}
         self._counts = [len(scores.cases[site.slug]) for site in self.sites]
-        self._bootstrap = Bootstrap(self._counts, runs=len(family.runs))
+        self._bootstrap = scores.bootstrap
 
     @property
     def higher_is_better(self) -> bool:
