@@ -22,7 +22,11 @@ class MoveRefused(DomainError):
 
 
 class StaleClaim(DomainError):
-    """Somebody else changed the experiment meanwhile; nothing was written. Reload the page and look again."""
+    """The experiment changed at the same moment, so nothing was done. Look at it, and do it again if you still want to."""
+
+    def __init__(self, detail: str = "") -> None:
+        self.detail = detail  # for the log
+        super().__init__()
 
 
 def fence(experiment: Experiment, **fields: Any) -> None:

@@ -106,7 +106,7 @@ class Engine:
                     break
         except StaleClaim as stale:
             # Somebody paused it, cancelled it or took it over. What this step did is found done the next time.
-            logger.info("%s", stale)
+            logger.info("%s", stale.detail)
         finally:
             self._release(claim)
         return done

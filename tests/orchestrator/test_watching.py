@@ -213,7 +213,7 @@ def test_a_dead_run_is_tried_again_after_a_pause(federation: Federation):
     assert (change.through, change.because) == ((S.PENDING,), "Killed.")
     assert change.fields["not_before"] == START + timedelta(seconds=1)
     assert [(new.number, new.run) for new in outcome.changes.new_attempts] == [(2, f"fp-{KEY}-r1-a-a2")]
-    assert "Retrying Hospital A in 1.0 s: Killed. (attempt 2 of 3)" in texts(outcome.changes)
+    assert "Hospital A tries again in 1.0 s: Killed. (attempt 2 of 3)" in texts(outcome.changes)
 
 
 def test_a_run_that_the_site_lost_is_tried_again(federation: Federation):
@@ -430,7 +430,7 @@ def test_a_lost_quorum_is_shown_while_others_still_train(federation: Federation)
     outcome = watch(s, federation.tools)
     assert isinstance(outcome, Wait)
     assert outcome.reason.startswith(
-        "Round 1 needs updates from 2 sites, but only 1 can still deliver. Retry Hospital A"
+        "Round 1 needs updates from 2 sites, but only 1 can still deliver. Let Hospital A"
     )
 
 

@@ -242,7 +242,7 @@ class _Watch:
         number = run.number + 1
         self._becomes(run, SiteRunState.PENDING, because=reason, not_before=s.now + timedelta(seconds=pause))
         self.changes.new_attempts.append(NewAttempt(run.id, number, s.run_name(site, number)))
-        text = f"Retrying {site.name} in {duration(pause)}: {reason} (attempt {run.tries + 1} of {s.max_attempts})"
+        text = f"{site.name} tries again in {duration(pause)}: {reason} (attempt {run.tries + 1} of {s.max_attempts})"
         self.changes.say("retrying", text, level="warn", site=site.slug)
 
     # --- time -------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ class _Watch:
             missing = [run.site.name for run in self.s.site_runs if self.after[run.id] in _MISSING]
             return (
                 f"{self.round.title} needs updates from {sites(self.s.min_sites)}, but only {possible} can still deliver. "
-                f"Retry {' or '.join(missing)}, or the round fails when the others have delivered."
+                f"Let {' or '.join(missing)} try again, or the round fails when the others have delivered."
             )
         return ""
 
