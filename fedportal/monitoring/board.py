@@ -91,7 +91,7 @@ class Board:
         chosen += [("Cyclic", member) for member in run.of(Kind.CYCLIC)]
         for member in run.of(Kind.LOCAL_ONLY):
             site = next((part.site.name for part in member.participations.all()), "")
-            chosen.append((f"Local only, {site}", member))
+            chosen.append((f"Local only: {site}", member))
         chosen += [(other.head.title, other.head) for other in self.others]
         members = [member for _, member in chosen]
         steps, began = budgets(members), beginnings(members)

@@ -134,7 +134,7 @@ def _subjects(family: Family, at: int | None) -> dict[str, Contender]:
     found = {"global": Contender("global", Role.GLOBAL, label="Federated")} if at is None else {}
     for row in Subject.objects.filter(experiment__in=family.evaluations, round_number=at).order_by("pk"):
         role = Role(row.role)
-        label = f"Local only, {family.site_names.get(row.site, row.site)}" if role == Role.LOCAL else role.label
+        label = f"Local only: {family.site_names.get(row.site, row.site)}" if role == Role.LOCAL else role.label
         found[row.name] = Contender(f"local-{row.site}" if role == Role.LOCAL else role.value, role, row.site, label)
     return found
 

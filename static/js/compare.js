@@ -108,16 +108,26 @@ function mixed(colour, share) {
   return `rgb(${[0, 1, 2].map((part) => Math.round(over[part] * share + under[part] * (1 - share))).join(",")})`;
 }
 
+const TITLES = {
+  curves: () => `On the way, ${overlay.place}`,
+  gains: () => "What each site gains from joining, with its 95 % interval",
+  contrasts: () => "The federated model against the others, mean over the sites, with 95 % intervals",
+  matrix: () => "Every model at every site",
+};
+
 /** Save a figure as it is seen now, on the surface of the theme, with a title and a legend of its own. */
 function save(name, format) {
   const figure = FIGURES[name]();
   const layout = {
     ...figure.layout,
     paper_bgcolor: palette()("--chart-surface"),
-    title: { text: `${escaped(data.title)}: ${escaped(name === "curves" ? data.measured : data.subject)}`, font: { size: 15 }, x: 0.02, xanchor: "left" },
+    title: {
+      text: `${escaped(data.title)}: ${escaped(name === "curves" ? data.measured : data.subject)}<br><sup>${escaped(TITLES[name]())}</sup>`,
+      font: { size: 16 }, x: 0.02, xanchor: "left", y: 1, yanchor: "top", pad: { t: 14 },
+    },
     showlegend: name === "curves",
     legend: { orientation: "h", y: -0.2 },
-    margin: { ...figure.layout.margin, t: name === "matrix" ? 90 : 50, b: name === "curves" ? 110 : figure.layout.margin.b },
+    margin: { ...figure.layout.margin, t: name === "matrix" ? 100 : 64, b: name === "curves" ? 110 : figure.layout.margin.b },
     width: 1000,
     height: figure.layout.height + 90,
   };

@@ -34,6 +34,10 @@ export class Overlay {
     return this.#root.querySelector('[name="where"]').value;
   }
 
+  get place() {
+    return this.where ? `at ${this.#data.sites[this.where]}` : "mean over the sites";
+  }
+
   draw() {
     const figure = this.figure();
     this.#root.querySelector("[data-empty]")?.remove();
@@ -41,7 +45,7 @@ export class Overlay {
     const caption = this.#root.querySelector("[data-caption]");
     const shown = this.#shown();
     caption.textContent = shown.length
-      ? `${this.#data.measured}, ${this.where ? `at ${this.#data.sites[this.where]}` : "mean over the sites"}.`
+      ? `${this.#data.measured}, ${this.place}.`
       : `Nothing to show: ${this.#data.curves.length ? "press a name above, or choose the mean over sites" : "nothing was measured"}.`;
     if (!this.#root.querySelector(".chart__table").hidden) this.#fillTable(shown);
   }
@@ -138,7 +142,7 @@ export class Overlay {
     const { decimals } = this.#data.chart;
     const table = document.createElement("table");
     table.className = "table";
-    table.createCaption().textContent = this.#data.measured;
+    table.createCaption().textContent = `${this.#data.measured}, ${this.place}`;
     const head = table.createTHead().insertRow();
     head.append(header("col", this.axis === "seconds" ? "Seconds" : AXES[this.axis]));
     for (const line of lines) head.append(header("col", line.label, true));

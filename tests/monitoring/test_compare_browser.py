@@ -116,7 +116,13 @@ def test_every_figure_is_saved_as_png_and_svg_and_the_numbers_as_csv(open_page, 
         waiting.value.save_as(path)
         return path
 
-    for name in ("contrasts", "gains", "matrix", "curves"):
+    titles = {
+        "contrasts": "The federated model against the others",
+        "gains": "What each site gains from joining",
+        "matrix": "Every model at every site",
+        "curves": "On the way, mean over the sites",
+    }
+    for name, title in titles.items():
         figure = page.locator(f'[data-figure="{name}"]')
         png = saved(figure.get_by_role("button", name="PNG")).read_bytes()
         assert png.startswith(b"\x89PNG")
@@ -125,6 +131,7 @@ def test_every_figure_is_saved_as_png_and_svg_and_the_numbers_as_csv(open_page, 
         svg = saved(figure.get_by_role("button", name="SVG"))
         words = "".join(ElementTree.parse(svg).getroot().itertext())  # noqa: S314  our own file
         assert "Three hospitals: Dice, mean over the regions" in words
+        assert title in words
         assert svg.name.endswith(f"-{name}.svg")
     cells = page.locator(".heat td").all_inner_texts()
     matrix = ElementTree.parse(next(tmp_path.glob("*-matrix.svg"))).getroot()  # noqa: S314
