@@ -99,7 +99,7 @@ def _phantoms(study: Study, setting: Setting, state: DemoState) -> list[str]:
     return [
         *(sys.executable, "-m", "trainer", "phantoms", "--out", str(state.hospitals), "--variant", setting.variant),
         *("--sites", str(len(slugs)), "--site-names", ",".join(slugs), "--size", str(study.size)),
-        *("--train", str(study.train), "--validation", str(study.validation)),
+        *("--train", str(setting.train), "--validation", str(setting.validation)),
     ]
 
 

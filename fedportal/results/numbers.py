@@ -33,7 +33,7 @@ def collect(study: Study, trials: Sequence[Trial], sessions: Sequence[Mapping[st
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "sessions": list(sessions),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "monai")},
-        "study": {"size": study.size, "train": study.train, "validation": study.validation, "repeats": study.repeats},
+        "study": {"size": study.size, "repeats": study.repeats},
         "settings": [
             _setting(setting, [one for one in trials if one.setting == setting and not one.head.is_draft])
             for setting in study.settings
@@ -48,6 +48,8 @@ def _setting(setting: Setting, trials: Sequence[Trial]) -> dict[str, Any]:
         "title": setting.title,
         "text": setting.text,
         "variant": setting.variant,
+        "train": setting.train,
+        "validation": setting.validation,
         "is_iid": setting.is_iid,
         "hospitals": [asdict(hospital) for hospital in setting.hospitals],
         "missing": [entry.title for entry in setting.entries if entry not in [trial.entry for trial in trials]],

@@ -32,13 +32,16 @@ class Entry:
 class Setting:
     """Hospitals that differ in one way, and what is tried there. The first entry has the baselines.
 
-    ``variant``: how the generated hospitals differ (``python -m trainer phantoms``). ``plan`` is laid over the laptop preset.
+    ``variant``: how the generated hospitals differ (``python -m trainer phantoms``). ``train``, ``validation``: cases of each
+    hospital. ``plan`` is laid over the laptop preset.
     """
 
     name: str
     title: str
     text: str
     variant: str
+    train: int
+    validation: int
     hospitals: tuple[Hospital, ...]
     plan: Mapping[str, Any]
     entries: tuple[Entry, ...]
@@ -50,11 +53,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Study:
-    """All of it. ``size``: voxels per edge. ``train``, ``validation``: cases of each hospital. ``repeats``: seeds."""
+    """All of it. ``size``: voxels per edge of an image. ``repeats``: seeds."""
 
     size: int
-    train: int
-    validation: int
     repeats: int
     settings: tuple[Setting, ...]
 
@@ -80,8 +81,6 @@ _SHIFTED_TEXT = (
 
 FULL = Study(
     size=32,
-    train=8,
-    validation=4,
     repeats=3,
     settings=(
         Setting(
@@ -89,6 +88,8 @@ FULL = Study(
             title="Unlike hospitals",
             text=_SHIFTED_TEXT,
             variant="missing-subtypes",
+            train=8,
+            validation=4,
             hospitals=_UNLIKE,
             plan={
                 "rounds": 24,
@@ -111,6 +112,8 @@ FULL = Study(
             title="Hospitals alike (IID)",
             text=_IID_TEXT,
             variant="iid",
+            train=16,
+            validation=4,
             hospitals=_ALIKE,
             plan={
                 "rounds": 30,
@@ -135,8 +138,6 @@ _TINY: Mapping[str, Any] = {
 }
 QUICK = Study(
     size=16,
-    train=2,
-    validation=2,
     repeats=1,
     settings=(
         Setting(
@@ -144,6 +145,8 @@ QUICK = Study(
             title="Unlike hospitals",
             text=_SHIFTED_TEXT,
             variant="missing-subtypes",
+            train=2,
+            validation=2,
             hospitals=_UNLIKE,
             plan=_TINY,
             entries=(
@@ -156,6 +159,8 @@ QUICK = Study(
             title="Hospitals alike (IID)",
             text=_IID_TEXT,
             variant="iid",
+            train=2,
+            validation=2,
             hospitals=_ALIKE,
             plan=_TINY,
             entries=(Entry("fedavg-keep", "FedAvg, keep", "keep", baselines=ALL_BASELINES),),

@@ -64,8 +64,8 @@ def _method(results: Json) -> Iterable[str]:
     yield "## How it was measured"
     yield (
         "The whole way of the product: the portal's services, its orchestrator, an object store and the trainer as a process of each "
-        f"hospital. The data are generated (no patients): {study['size']}³ voxels, four MR contrasts, {study['train']} training and "
-        f"{study['validation']} held-out cases at each hospital. They show how methods compare, not how well a clinic's tumours are segmented."
+        f"hospital. The data are generated (no patients): {study['size']}³ voxels, four MR contrasts. They show how methods compare, not how "
+        "well a clinic's tumours are segmented."
     )
     yield (
         f"Each experiment is run with {seeds}. A baseline has the seed of its run. *Pooled* trains one model on all cases in one place, *local only* one at each hospital, the *ensemble* averages their "
@@ -90,7 +90,7 @@ def _method(results: Json) -> Iterable[str]:
 
 def _setting(place: int, setting: Json, figures: str) -> Iterable[str]:
     yield f"## {place}. {setting['title']}"
-    yield setting["text"]
+    yield f"{setting['text']} Each has {setting['train']} training and {setting['validation']} held-out cases."
     yield table(("Hospital", "Patients"), [(one["name"], one["patients"]) for one in setting["hospitals"]])
     if setting["missing"]:
         yield f"Not run: {listed(setting['missing'])}."

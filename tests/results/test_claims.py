@@ -72,6 +72,8 @@ def setting(name: str, *entries: dict[str, Any], is_iid: bool = False) -> dict[s
         "title": name.title(),
         "text": "Some hospitals.",
         "variant": name,
+        "train": 8,
+        "validation": 4,
         "is_iid": is_iid,
         "hospitals": [{"slug": "ulm", "name": "Ulm", "patients": "all"}],
         "missing": [],
@@ -87,7 +89,7 @@ def results(*settings: dict[str, Any]) -> dict[str, Any]:
         "made": "2026-11-23T12:00:00+00:00",
         "sessions": [{"began": "2026-11-23T11:00:00+00:00", "seconds": 600.0, "commit": "abc", "cores": 2}],
         "versions": {"torch": "2"},
-        "study": {"size": 32, "train": 8, "validation": 4, "repeats": 2},
+        "study": {"size": 32, "repeats": 2},
         "settings": list(settings),
     }
 

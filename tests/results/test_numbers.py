@@ -28,11 +28,13 @@ SETTING = Setting(
     title="Unlike hospitals",
     text="They differ.",
     variant="missing-subtypes",
+    train=8,
+    validation=8,
     hospitals=tuple(Hospital(slug, slug.title(), "some") for slug in SITES),
     plan={"rounds": 6},
     entries=(MAIN, OTHER, NEVER),
 )
-STUDY = Study(size=16, train=8, validation=8, repeats=3, settings=(SETTING,))
+STUDY = Study(size=16, repeats=3, settings=(SETTING,))
 
 
 @pytest.fixture
