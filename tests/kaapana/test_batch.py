@@ -58,7 +58,7 @@ def batch(tmp_path: Path) -> Path:
 
 
 def made(batch: Path, tmp_path: Path, **options) -> dict:
-    options = {"title": "liver", "channel": "CT", "labels": LABELS, **options}
+    options = {"title": "liver", "channels": {"CT": "*"}, "labels": LABELS, **options}
     build(read_batch(batch, FOLDERS), tmp_path / "data" / "liver", **options)
     return dict(json.loads((tmp_path / "data" / "liver" / DESCRIPTION).read_text()))
 

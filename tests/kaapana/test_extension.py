@@ -97,7 +97,7 @@ def test_a_dataset_that_lies_ready_is_not_converted_again(dags: dict[str, Any]) 
     assert order[-1] == "workflow-cleaner"
     assert tasks["get-input"]["upstream"] == ["look"]
     assert tasks["train"]["rule"] == "none_failed"
-    assert tasks["train"]["upstream"] == ["dcm-converter-ct", "look", "mask2nifti"]
+    assert tasks["train"]["upstream"] == ["dcm-converter-contrasts", "dcm-converter-ct", "look", "mask2nifti"]
 
 
 def test_the_trainer_is_told_where_the_converters_write(dags: dict[str, Any]) -> None:

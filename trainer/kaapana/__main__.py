@@ -2,6 +2,7 @@
 
 =========  ==========================================================================================
 ``look``   exit code 126 (Kaapana: skip what follows) when the dataset lies ready, 0 when it must be converted
+``gather`` put the contrasts of a case beside its segmentation; exit code 126 where the dataset lists no images
 ``train``  convert what the pods before have fetched, if they have, then carry out the run of the conf
 ``offer``  convert a dataset that somebody at the site has chosen, and keep it for the federation
 ``check``  say what this trainer is and which datasets lie ready, as one line of JSON
@@ -29,7 +30,8 @@ from trainer.check import hand_in, report
 from trainer.contract import Exit, attempt_key
 from trainer.exchange import Inputs, Work, train_or_evaluate
 from trainer.job import Fault, Outcome
-from trainer.kaapana.batch import Folders, build, is_prepared, labels_of, read_batch
+from trainer.kaapana.batch import Folders, build, channels_of, is_prepared, labels_of, read_batch
+from trainer.kaapana.gather import gather
 from trainer.task import SiteFile
 
 SKIP = 126
@@ -39,13 +41,15 @@ SKIP = 126
 def main(argv: Sequence[str] | None = None, *, work: Work = train_or_evaluate) -> int:
     """Carry out a step and return its exit code. ``work`` is what tests replace."""
     parser = argparse.ArgumentParser(prog="python -m trainer.kaapana", description="Steps of the pods at a Kaapana.")
-    parser.add_argument("step", choices=("look", "train", "offer", "check"))
+    parser.add_argument("step", choices=("look", "gather", "train", "offer", "check"))
     step = parser.parse_args(argv).step
     try:
         pod = Pod(os.environ)
         match step:
             case "look":
                 return SKIP if pod.is_prepared() else 0
+            case "gather":
+                return pod.gather()
             case "train":
                 return pod.train(work)
             case "offer":
@@ -77,6 +81,8 @@ class Pod:
             dicom=environment.get("FEDPORTAL_DICOM", "get-input"),
             images=environment.get("FEDPORTAL_IMAGES", "dcm-converter"),
             masks=environment.get("FEDPORTAL_MASKS", "mask2nifti"),
+            gathered=environment.get("FEDPORTAL_GATHERED", "gather"),
+            contrasts=environment.get("FEDPORTAL_CONTRASTS", "dcm-converter-contrasts"),
         )
 
     @property
@@ -97,6 +103,12 @@ class Pod:
     def is_prepared(self) -> bool:
         """Say whether there is nothing to convert. Without series there is not: the run itself says what is missing."""
         return not self.identifiers or is_prepared(self.data_root / self.dataset, self.identifiers)
+
+    def gather(self) -> int:
+        gathered, lonely = gather(self._batch, dicom=self._folders.dicom, out=self._folders.gathered)
+        if gathered or lonely:
+            _say(f"{gathered} image series lie beside their segmentations; {lonely} belong to none and are left out.")
+        return 0 if gathered else SKIP  # the converter that follows fails where it finds nothing
 
     def train(self, work: Work) -> int:
         job = self._form("fedportal")
@@ -128,7 +140,7 @@ class Pod:
             elements,
             self.data_root / self.dataset,
             title=self.dataset,
-            channel=str(form.get("channel") or "CT").strip(),
+            channels=channels_of(str(form.get("channel") or "CT")),
             labels=labels,
             identifiers=self.identifiers,
         )
@@ -148,15 +160,11 @@ class Pod:
             return 0.0
         start = time.monotonic()
         task = inputs.spec.plan.task
-        if len(task.channels) != 1:
-            raise Fault(
-                Exit.WRONG_CHANNELS, "A Kaapana dataset has one image for each segmentation; the task wants several."
-            )
         build(
             read_batch(self._batch, self._folders),
             self.data_root / inputs.spec.dataset,
             title=inputs.spec.dataset,
-            channel=task.channels[0],
+            channels=channels_of(",".join(task.channels)),
             labels=task.labels,
             identifiers=self.identifiers,
         )

@@ -5,6 +5,7 @@ Kaapana's operators leave, for each segmentation of a dataset, a folder named af
     batch/<uid>/get-input/*.dcm                                   the segmentation itself
     batch/<uid>/dcm-converter/<…>.nii.gz                          the image that it refers to
     batch/<uid>/mask2nifti/<…>--<number>--<label>.nii.gz          one binary mask for each label
+    batch/<uid>/dcm-converter-contrasts/<uid of a series>.nii.gz  all contrasts of the case, where the dataset lists them
 
 Numbers of labels differ between sites, so labels are told by their names. No UID and no patient's number leaves this
 module: cases are named after a hash, in the dataset and in every message.
@@ -20,6 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from pydicom.errors import InvalidDicomError
 
 from trainer.contract import Exit
 from trainer.job import Fault
+from trainer.kaapana.gather import SERIES as GATHERED
 
 DESCRIPTION = "dataset.json"
 SERIES = ".series"
@@ -41,12 +44,14 @@ SAME_GRID = 1e-3
 
 @dataclass(frozen=True)
 class Element:
-    """One segmentation of the batch with its image. ``patient``: a hash, the same for all series of a patient."""
+    """One segmentation of the batch with its image. ``patient``: a hash, the same for all series of a patient;
+    ``contrasts``: description and image of each series that was gathered for it."""
 
     case: str
     patient: str
     image: Path
     masks: Mapping[str, Path]
+    contrasts: tuple[tuple[str, Path], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,21 @@ class Folders:
     dicom: str
     images: str
     masks: str
+    gathered: str = "gather"
+    contrasts: str = "dcm-converter-contrasts"
+
+
+def channels_of(text: str) -> dict[str, str]:
+    """Read channels with the pattern that each one's series description fits: ``FLAIR, T1w=*t1*pre*``; without a
+    pattern the name must occur in it."""
+    found = {}
+    for part in text.split(","):
+        name, _, pattern = (word.strip() for word in part.partition("="))
+        if name:
+            found[name] = pattern or f"*{name}*"
+    if not found:
+        raise Fault(Exit.WRONG_CHANNELS, "Name the contrast, or the contrasts in the federation's order.")
+    return found
 
 
 def digest_of(identifiers: Iterable[str]) -> str:
@@ -96,13 +116,13 @@ def build(
     target: Path,
     *,
     title: str,
-    channel: str,
+    channels: Mapping[str, str],
     labels: Mapping[int, str],
     identifiers: Sequence[str] = (),
 ) -> tuple[int, int]:
-    """Write a dataset of one channel and return its numbers of training and of validation cases.
+    """Write a dataset and return its numbers of training and of validation cases.
 
-    ``labels``: number → name, 0 is the background. A voxel in several masks gets the highest number. The folder appears
+    ``channels``: see :func:`channels_of`; a single one is the image that the segmentation refers to. ``labels``: number → name, 0 is the background. A voxel in several masks gets the highest number. The folder appears
     as a whole, in place of an older one. Raises :class:`Fault` for labels that are not in the list and for images that
     cannot be read.
     """
@@ -118,11 +138,11 @@ def build(
         for folder in ("imagesTr", "labelsTr"):
             (made / folder).mkdir()
         for element in elements:
-            _write_case(element, made, numbers)
+            _write_case(element, made, numbers, channels)
         held_out = _held_out(elements)
         document = {
             "name": title,
-            "modality": {"0": channel},
+            "modality": {str(number): name for number, name in enumerate(channels)},
             "labels": {str(number): name for number, name in sorted(labels.items())},
             "training": [_pair(e) for e in elements if e.patient not in held_out],
             "validation": [_pair(e) for e in elements if e.patient in held_out],
@@ -150,7 +170,17 @@ def _element(folder: Path, folders: Folders) -> Element:
         masks[_folded("--".join(parts[2:]))] = path
     if not masks:
         raise Fault(Exit.EMPTY_MASK, f"Case {case} has no mask.")
-    return Element(case, _patient(folder / folders.dicom, fallback=case), images[0], masks)
+    patient = _patient(folder / folders.dicom, fallback=case)
+    return Element(case, patient, images[0], masks, _contrasts(folder, folders))
+
+
+def _contrasts(folder: Path, folders: Folders) -> tuple[tuple[str, Path], ...]:
+    try:
+        described = json.loads((folder / folders.gathered / GATHERED).read_bytes())
+    except FileNotFoundError:
+        return ()
+    found = {path.name.split(".nii")[0]: path for path in (folder / folders.contrasts).glob("*.nii*")}
+    return tuple((str(described[uid]), found[uid]) for uid in sorted(described) if uid in found)
 
 
 def _patient(folder: Path, *, fallback: str) -> str:
@@ -172,25 +202,63 @@ def _held_out(elements: Sequence[Element]) -> set[str]:
     return set(patients[: max(1, round(len(patients) / 5))]) if len(patients) > 1 else set()
 
 
-def _write_case(element: Element, made: Path, numbers: Mapping[str, int]) -> None:
+def _picked(element: Element, channels: Mapping[str, str]) -> list[Path]:
+    """Return the image of each channel. Raises :class:`Fault` where not exactly one series fits each."""
+    if len(channels) == 1:
+        return [element.image]
+    picked = []
+    for name, pattern in channels.items():
+        fits = [path for words, path in element.contrasts if fnmatchcase(words.casefold(), pattern.casefold())]
+        if len(fits) != 1 or fits[0] in picked:
+            what = (
+                f"{len(fits)} series fit {name}"
+                if len(fits) != 1
+                else f"the series of {name} is another contrast's, too"
+            )
+            raise Fault(
+                Exit.WRONG_CHANNELS,
+                f"Case {element.case}: {what}. The dataset must list one series for each contrast; fp-offer takes "
+                "name=pattern of its description.",
+            )
+        picked.append(fits[0])
+    return picked
+
+
+def _loaded(path: Path, case: str) -> Any:
+    image: Any = nibabel.load(path)
+    if image.ndim == 4 and image.shape[3] == 1:
+        image = image.slicer[..., 0]
+    if image.ndim != 3:
+        raise Fault(Exit.WRONG_CHANNELS, f"Case {case}: an image has {image.ndim} dimensions.")
+    return image
+
+
+def _on_grid_of(image: Any, other: Any, **how: Any) -> Any:
+    if other.shape == image.shape and np.allclose(other.affine, image.affine, atol=SAME_GRID):
+        return other
+    return resample_from_to(other, image, **how)
+
+
+def _write_case(element: Element, made: Path, numbers: Mapping[str, int], channels: Mapping[str, str]) -> None:
+    picked = _picked(element, channels)
     try:
-        image: Any = nibabel.load(element.image)
-        if image.ndim == 4 and image.shape[3] == 1:
-            image = image.slicer[..., 0]
-        if image.ndim != 3:
-            raise Fault(Exit.WRONG_CHANNELS, f"Case {element.case}: the image has {image.ndim} dimensions.")
+        image = _loaded(element.image, element.case)
+        if len(picked) == 1:
+            voxels, kind = np.asanyarray(image.dataobj), image.get_data_dtype()
+        else:
+            others = (_on_grid_of(image, _loaded(path, element.case), order=1) for path in picked)
+            voxels = np.stack([np.asarray(other.dataobj, np.float32) for other in others], axis=-1)
+            kind = voxels.dtype
         segmentation = np.zeros(image.shape, np.uint8)
         for label in sorted(element.masks, key=lambda name: numbers[name]):
-            mask: Any = nibabel.load(element.masks[label])
-            if mask.shape != image.shape or not np.allclose(mask.affine, image.affine, atol=SAME_GRID):
-                # "constant" would cut half a voxel off at the edges of the mask.
-                mask = resample_from_to(mask, image, order=0, mode="grid-constant")
+            # "constant" would cut half a voxel off at the edges of the mask.
+            mask = _on_grid_of(image, nibabel.load(element.masks[label]), order=0, mode="grid-constant")
             segmentation[np.asanyarray(mask.dataobj) > 0] = numbers[label]
     except (OSError, ValueError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
         raise Fault(Exit.UNREADABLE_IMAGE, f"Case {element.case}.") from error
     # Written anew, not copied: a header of the hospital may say more than geometry.
-    clean = nibabel.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
-    clean.set_data_dtype(image.get_data_dtype())
+    clean = nibabel.Nifti1Image(voxels, image.affine)
+    clean.set_data_dtype(kind)
     nibabel.save(clean, made / "imagesTr" / f"{element.case}.nii.gz")
     nibabel.save(nibabel.Nifti1Image(segmentation, image.affine), made / "labelsTr" / f"{element.case}.nii.gz")
 

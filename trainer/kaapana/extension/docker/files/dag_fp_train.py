@@ -43,7 +43,9 @@ OFFER = {
         "properties": {
             "channel": {
                 "title": "Contrast",
-                "description": "What the images show, as the experiments of the federation call it: CT, T2w, …",
+                "description": "What the images show, as the experiments of the federation call it: CT, T2w, … Several, "
+                "where the dataset lists the images, too, in the federation's order: FLAIR=*flair*, T1w=*t1*pre* "
+                "(name=pattern of the series' description).",
                 "type": "string",
                 "default": "CT",
                 "required": True,
@@ -94,21 +96,35 @@ def workflow(dag_id, ui_forms, *, at_once):
 def prepared(dag, *, before=None):
     """Add the tasks that fetch a dataset's series and convert them, and return the last of them with their folders.
 
-    The dataset lists segmentations (SEG or RTSTRUCT); the image of each is found by its reference.
+    The dataset lists segmentations (SEG or RTSTRUCT); the image of each is found by its reference. Where it lists images,
+    too, these are the contrasts of the case: "gather" puts them beside their segmentation; else it is skipped, and
+    their converter with it.
     """
     get_input = GetInputOperator(dag=dag)
     if before is not None:
         before >> get_input
-    images = GetRefSeriesOperator(dag=dag, input_operator=get_input, search_policy="reference_uid", parallel_id="ct")
+    dicom = {"FEDPORTAL_DICOM": get_input.operator_out_dir}
+    gather = FpTrainOperator(dag=dag, step="gather", name="gather", input_operator=get_input, env_vars=dicom)
+    images = GetRefSeriesOperator(
+        dag=dag,
+        input_operator=get_input,
+        search_policy="reference_uid",
+        parallel_id="ct",
+        trigger_rule="none_failed_min_one_success",
+    )
+    to_contrasts = DcmConverterOperator(dag=dag, input_operator=gather, output_format="nii.gz", parallel_id="contrasts")
     to_images = DcmConverterOperator(dag=dag, input_operator=images, output_format="nii.gz")
     to_masks = Mask2nifitiOperator(dag=dag, input_operator=get_input, dicom_operator=images)
+    get_input >> gather >> [images, to_contrasts]
     get_input >> images >> [to_images, to_masks]
     folders = {
-        "FEDPORTAL_DICOM": get_input.operator_out_dir,
+        **dicom,
+        "FEDPORTAL_GATHERED": gather.operator_out_dir,
+        "FEDPORTAL_CONTRASTS": to_contrasts.operator_out_dir,
         "FEDPORTAL_IMAGES": to_images.operator_out_dir,
         "FEDPORTAL_MASKS": to_masks.operator_out_dir,
     }
-    return [to_images, to_masks], folders
+    return [to_images, to_masks, to_contrasts], folders
 
 
 fp_train = workflow("fp-train", BY_THE_PORTAL, at_once=4)
@@ -128,5 +144,5 @@ check >> LocalWorkflowCleanerOperator(dag=fp_check, clean_workflow_dir=True)
 
 fp_offer = workflow("fp-offer", OFFER, at_once=1)
 converted, folders = prepared(fp_offer)
-offer = FpTrainOperator(dag=fp_offer, step="offer", name="offer", env_vars=folders)
+offer = FpTrainOperator(dag=fp_offer, step="offer", name="offer", trigger_rule="none_failed", env_vars=folders)
 converted >> offer >> LocalWorkflowCleanerOperator(dag=fp_offer, clean_workflow_dir=True)
