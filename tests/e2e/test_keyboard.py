@@ -47,10 +47,11 @@ def test_the_keyboard_alone_composes_and_starts_an_experiment(open_page, stack):
     press(page, "New experiment", "A", "**/experiments/new/")
     press(page, "preset: Brain tumour, laptop size", "BUTTON", "**/edit/**")
     write(page, "Name", "Keyboard only")
-    for section in ("sites", "recipe", "rounds", "comparison"):
+    for section in ("sites", "recipe", "rounds"):
         press(page, "Continue", "BUTTON", f"**/edit/{section}/")
     write(page, "Rounds", "1")
     write(page, "Local epochs", "1")
+    press(page, "Continue", "BUTTON", "**/edit/comparison/")
     press(page, "Continue", "BUTTON", "**/edit/review/")
     reach(page, "Start the experiment", "BUTTON")
     page.keyboard.press("Enter")
@@ -64,7 +65,9 @@ def test_two_browsers_start_the_same_draft_once(open_page):
     one.get_by_role("button", name="preset: Brain tumour, laptop size").click()
     one.get_by_role("button", name=re.compile("^Rounds and aggregation")).click()
     one.get_by_role("spinbutton", name="Rounds", exact=True).fill("1")
-    one.get_by_role("button", name="Continue").click()
+    for section in ("comparison", "review"):
+        one.get_by_role("button", name="Continue").click()
+        one.wait_for_url(f"**/edit/{section}/")
     other.goto(one.url)
     for page in (one, other):
         page.get_by_role("button", name="Start the experiment").click()

@@ -37,6 +37,8 @@ def compose(page: Page, title: str, *, rounds: int, epochs: int = 1) -> str:
     page.get_by_role("spinbutton", name="Rounds", exact=True).fill(str(rounds))
     page.get_by_label("Local epochs").fill(str(epochs))
     page.get_by_role("button", name="Continue").click()
+    expect(page.get_by_label("Pooled", exact=True)).not_to_be_checked()
+    page.get_by_role("button", name="Continue").click()
     expect(page.locator("main")).to_contain_text(f"at 3 sites with 24 training cases for {rounds} rounds")
     return page.url.split("/experiments/")[1].split("/")[0]
 
