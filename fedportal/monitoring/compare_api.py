@@ -48,6 +48,9 @@ class ContrastSerializer(serializers.Serializer):
     against = serializers.CharField(help_text="The other model.")
     gain = EstimateSerializer(help_text="Positive where the federated model is the better one.")
     percentage = EstimateSerializer(help_text="What it reached of the other's, in percent; Dice only.")
+    without = serializers.ListField(
+        child=serializers.CharField(), help_text="Names of sites where not both were measured."
+    )
     text = serializers.CharField()
 
 
@@ -76,7 +79,7 @@ class ColumnSerializer(serializers.Serializer):
     seconds = serializers.FloatField(allow_null=True, help_text="From its first dispatch to its end.")
 
 
-class SettingSerializer(serializers.Serializer):
+class ComparedSettingSerializer(serializers.Serializer):
     label = serializers.CharField()
     values = serializers.ListField(child=serializers.CharField(), help_text="One for each of ``experiments``.")
 
@@ -108,7 +111,7 @@ class ComparisonSerializer(serializers.Serializer):
     gains = GainSerializer(many=True)
     others = OtherSerializer(many=True)
     experiments = ColumnSerializer(many=True)
-    settings = SettingSerializer(many=True, help_text="Those that differ.")
+    settings = ComparedSettingSerializer(many=True, help_text="Those that differ.")
     curves = CurveSerializer(many=True)
 
 
@@ -202,6 +205,7 @@ def as_json(board: Board) -> dict[str, Any]:
                 "against": one.other.key,
                 "gain": vars(one.gain),
                 "percentage": vars(one.percentage),
+                "without": list(one.missing),
                 "text": verdict.about(comparison, one),
             }
             for one in comparison.contrasts

@@ -71,12 +71,14 @@ class Gain:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The federated model against another, over all sites. ``gain`` is positive where federated is better;
-    ``percentage``: what it reached of the other's Dice; empty for other measures."""
+    """The federated model against another, over all sites where both were measured; ``missing``: names of the others.
+    ``gain`` is positive where federated is better; ``percentage``: what it reached of the other's Dice; empty for other
+    measures."""
 
     other: Contender
     gain: Estimate
     percentage: Estimate
+    missing: tuple[str, ...] = ()
 
 
 class Scores:
@@ -244,7 +246,9 @@ class Comparison:
     def contrast(self, other: Contender) -> Contrast:
         ours, theirs = self._values["global"], self._values[other.key]
         percentage = self._bootstrap.percentage(ours, theirs) if self.higher_is_better else Estimate()
-        return Contrast(other, self._gain(ours, theirs), percentage)
+        both = zip(self.sites, ours, theirs, strict=True)
+        missing = tuple(site.name for site, a, b in both if not (np.isfinite(a).any() and np.isfinite(b).any()))
+        return Contrast(other, self._gain(ours, theirs), percentage, missing)
 
     @cached_property
     def contrasts(self) -> list[Contrast]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedportal.experiments.models import MEAN, Kind
+from fedportal.experiments.plan import listed
 from fedportal.monitoring.comparison import Comparison, Contrast, Role, spread
 from fedportal.monitoring.statistics import Estimate
 
@@ -24,9 +25,9 @@ def headline(comparison: Comparison) -> list[str]:
     pooled = next((one for one in comparison.contrasts if one.other.role == Role.POOLED), None)
     local = next((one for one in comparison.contrasts if one.other.role == Role.LOCAL), None)
     if pooled is not None and pooled.percentage.value is not None:
-        said.append(f"Federated reached {_percent(pooled.percentage)} of pooled.")
+        said.append(f"Federated reached {_percent(pooled.percentage)} of pooled{without(pooled)}.")
     elif pooled is not None:
-        said.append(f"Federated is {_against(comparison, pooled)} the pooled model.")
+        said.append(f"Federated is {_against(comparison, pooled)} the pooled model{without(pooled)}.")
     else:
         is_open.append(f"How much of pooled training it reached is open: {_why_open(comparison, Kind.POOLED)}.")
     if local is not None:
@@ -51,7 +52,12 @@ def _why_open(comparison: Comparison, kind: Kind) -> str:
 
 def about(comparison: Comparison, contrast: Contrast) -> str:
     """Return a contrast as a sentence."""
-    return f"Federated is {_against(comparison, contrast)} {_name_of(comparison, contrast)}."
+    return f"Federated is {_against(comparison, contrast)} {_name_of(comparison, contrast)}{without(contrast)}."
+
+
+def without(contrast: Contrast) -> str:
+    """Say which sites a contrast leaves out because not both models were measured there; empty for none."""
+    return f", without {listed(contrast.missing)}" if contrast.missing else ""
 
 
 def _name_of(comparison: Comparison, contrast: Contrast) -> str:

@@ -123,7 +123,7 @@ function save(name, format) {
     paper_bgcolor: palette()("--chart-surface"),
     title: {
       text: `${escaped(data.title)}: ${escaped(name === "curves" ? data.measured : data.subject)}<br><sup>${escaped(TITLES[name]())}</sup>`,
-      font: { size: 16 }, x: 0.02, xanchor: "left", y: 1, yanchor: "top", pad: { t: 14 },
+      font: { size: 16 }, x: 0.02, xanchor: "left", y: 1, yanchor: "top", pad: { t: 24 },
     },
     showlegend: name === "curves",
     legend: { orientation: "h", y: -0.2 },

@@ -113,6 +113,12 @@ def test_a_model_that_was_not_measured_everywhere_has_no_mean_over_sites(head):
     assert cyclic.cells[0].estimate.value is not None
 
 
+def test_a_contrast_says_which_sites_it_leaves_out(client, head):
+    CaseScore.objects.filter(subject="pooled", site="ulm").delete()
+    assert "of pooled, without Ulm." in verdict.headline(compared(head))[0]
+    assert "without Ulm</span>" in page_of(client, head)
+
+
 def test_one_case_at_a_site_gives_no_interval_and_the_page_says_so(client):
     head = families.make_family(factories.ada(), cases=1)
     assert not compared(head).contrasts[0].gain.has_interval
