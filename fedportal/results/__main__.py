@@ -55,6 +55,10 @@ def main(argv: list[str]) -> int:
         os.environ.update(environment)
         study = QUICK if options.quick else FULL
         if options.write_only:
+            if not sessions.past:
+                raise DemoError(
+                    f"Nothing is computed in {state.folder} yet: run the command without --write-only first."
+                )
             portal.set_up()
         else:
             processes = Processes(logs=state.folder / "logs", environment=environment, cwd=ROOT)

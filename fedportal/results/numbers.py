@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from fedportal.experiments.models import MEAN
@@ -30,7 +29,7 @@ RECIPE = (
 def collect(study: Study, trials: Sequence[Trial], sessions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return all numbers of the study as JSON values; an entry that was never started is not in it."""
     return {
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "made": sessions[-1]["began"] if sessions else "",
         "sessions": list(sessions),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "monai")},
         "study": {"size": study.size, "repeats": study.repeats},

@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.store, pytest.mark.slow]
 TIME_BOX = 480
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "fedportal.results", "--quick", "--state", str(folder)],
+        [sys.executable, "-m", "fedportal.results", "--quick", "--state", str(folder), *more],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if not name.startswith(("DJANGO", "FEDPORTAL"))},
         stdout=subprocess.PIPE,
@@ -66,3 +66,8 @@ def test_one_command_goes_on_where_it_was_stopped_and_writes_a_complete_report(t
         assert f"results/{figure.name}" in text
     assert "Not run" not in text
     assert "Not complete" not in text
+
+    again = start(tmp_path / "state", "--write-only", "--out", str(tmp_path / "again"))
+    output, _ = again.communicate(timeout=TIME_BOX)
+    assert again.returncode == 0, output
+    assert (tmp_path / "again" / "results.md").read_text() == text, "writing again computes nothing"
