@@ -155,7 +155,12 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Federated learning for medical image segmentation across hospitals.",
     "VERSION": VERSION,
     "SERVE_INCLUDE_SCHEMA": False,
-    "ENUM_NAME_OVERRIDES": {"ExperimentStateEnum": "fedportal.experiments.states.ExperimentState.choices"},
+    "ENUM_NAME_OVERRIDES": {
+        "ExperimentStateEnum": "fedportal.experiments.states.ExperimentState.choices",
+        "ExperimentKindEnum": "fedportal.experiments.models.Kind.choices",
+        "RoleEnum": "fedportal.accounts.models.Role.choices",
+        "SubjectRoleEnum": "fedportal.monitoring.comparison.Role.choices",
+    },
     "APPEND_COMPONENTS": {
         "securitySchemes": {
             "attemptToken": {

@@ -8,6 +8,7 @@ import pytest
 from django.contrib import admin
 from django.test import RequestFactory
 from django.urls import URLPattern, URLResolver, get_resolver, resolve, reverse
+from drf_spectacular.drainage import GENERATOR_STATS, reset_generator_stats
 from drf_spectacular.generators import SchemaGenerator
 
 from tests.factories import otto
@@ -51,7 +52,6 @@ PAGES_ONLY = {
     "ui:gallery": "how the pages look",
     "ui:healthz": "is one itself: a program asks it",
     "monitoring:figure-json": "a drawing of the metrics",
-    "monitoring:compare": "computed from the metrics of the family's experiments, each of which can be read",
 }
 READS = {
     "monitoring:dashboard": "/api/dashboard/",
@@ -101,7 +101,10 @@ SAMPLES = {
 
 @pytest.fixture(scope="module")
 def operations() -> set[tuple[str, str]]:
+    reset_generator_stats()
     schema = SchemaGenerator().get_schema(request=None, public=True)
+    complaints = [*GENERATOR_STATS._warn_cache, *GENERATOR_STATS._error_cache]
+    assert complaints == [], "two parts of one name hide each other"
     return {(method, path) for path, methods in schema["paths"].items() for method in methods}
 
 

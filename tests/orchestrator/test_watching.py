@@ -429,9 +429,7 @@ def test_a_lost_quorum_is_shown_while_others_still_train(federation: Federation)
     federation["a"].deliver(exit_code=int(Exit.NO_DATASET), message="No dataset.", update=b"")
     outcome = watch(s, federation.tools)
     assert isinstance(outcome, Wait)
-    assert outcome.reason.startswith(
-        "Round 1 needs updates from 2 sites, but only 1 can still deliver. Let Hospital A"
-    )
+    assert outcome.reason.startswith("Round 1 needs updates from 2 sites, but only 1 can still deliver. Let Hospital A")
 
 
 # --- strays and logs --------------------------------------------------------------------------------
