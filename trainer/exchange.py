@@ -193,12 +193,16 @@ def exchange(
         courier.put(
             spec.manifest, signed(_manifest(spec, ledger, report, code, message).to_json(), job.key), "the manifest"
         )
+        # a portal on this machine sees the end of the run itself, and finds in the manifest what it was not told
+        needs_telling = job.shelf is None
     except Exception as error:
         lost, reason = _explained(error, log)
+        needs_telling = True
         if code is Exit.OK:  # without its manifest the result never happened; an earlier reason stays the reason
             code, message = lost, reason
     settle(code, message)
-    report.finish()
+    if needs_telling:
+        report.finish()
     return code
 
 

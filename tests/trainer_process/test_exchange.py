@@ -218,6 +218,19 @@ def test_objects_pass_over_the_shelf_of_a_portal_on_the_same_machine(
     assert (shelf / disturbed.model_sha256).read_bytes() == disturbed.model
 
 
+def test_a_portal_on_the_same_machine_is_told_the_end_only_where_the_manifest_does_not_tell_it(
+    attempt: Attempt, disturbed: Bench, ear: Ear, line: Line, tmp_path: Path
+) -> None:
+    shelf_of(attempt, tmp_path)
+    assert attempt(disturbed.ticket(metrics_url=ear.url)) is Exit.OK
+    assert not ear.finished
+    attempt.settled = None
+    line.faults = [Fault("PUT", "manifest.json", status=403, times=99)]
+    assert attempt(disturbed.ticket(attempt=2, metrics_url=ear.url)) is Exit.TRANSFER_FAILED
+    assert ear.finished
+    assert 0.25 in [record["value"] for record in ear.records]
+
+
 @pytest.mark.parametrize("lies_there", [None, b"", bytes(200_000)], ids=["nothing", "empty", "another"])
 def test_what_the_shelf_does_not_have_as_announced_is_fetched(
     attempt: Attempt, bench: Bench, tmp_path: Path, lies_there: bytes | None

@@ -35,7 +35,11 @@ def install(folder: Path, *more: str, key: str = KEY) -> int:
 def test_it_lays_down_code_site_file_and_dags(tmp_path: Path) -> None:
     assert install(tmp_path, "--pool", "gpu", "--hours", "6") == 0
     settings = json.loads((tmp_path / "dags/fedportal/fedportal.json").read_text())
-    assert (settings["contract"], settings["code"], settings["pool"]) == (CONTRACT_VERSION, code_digest(dags=True), "gpu")
+    assert (settings["contract"], settings["code"], settings["pool"]) == (
+        CONTRACT_VERSION,
+        code_digest(dags=True),
+        "gpu",
+    )
     assert (tmp_path / "dags/fedportal/fedportal_dags.py").exists()
     site = json.loads(Path(settings["site"]).read_text())
     assert (site["key"], site["data_root"]) == (KEY, str(tmp_path / "data"))
