@@ -56,15 +56,15 @@ def prepare(
         if same_sites and experiment.plan.get("seed") == seed:
             return experiment
     experiment = services.create_draft(owner=people["researcher"], preset="laptop", title=TITLE, participants=datasets)
+    # At real Airflow servers nothing can be pooled, and three of them on one machine are slow enough with one run.
+    chosen = [] if baselines.problems(experiment) else Baseline.values
+    question = "Can hospitals train one model for brain tumours without sharing an image?"
     services.update_draft(
         experiment=experiment,
         by=people["researcher"],
-        fields={"question": "Can hospitals train one model for brain tumours without sharing an image?"},
+        fields={"question": question, "baselines": chosen},
         plan={"rounds": rounds, "seed": seed},
     )
-    impossible = baselines.problems(experiment)  # without sites of this machine nothing can be pooled
-    chosen = [kind for kind in Baseline.values if kind not in impossible]
-    services.update_draft(experiment=experiment, by=people["researcher"], fields={"baselines": chosen})
     experiment.refresh_from_db()
     return experiment
 
