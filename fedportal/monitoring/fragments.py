@@ -10,7 +10,7 @@ from typing import TypedDict
 
 from django.template.loader import render_to_string
 
-from fedportal.experiments.models import Event
+from fedportal.experiments.models import Event, Experiment
 from fedportal.monitoring.case_table import case_table
 from fedportal.monitoring.overview import Overview, RoundRow
 from fedportal.monitoring.relatives import Relatives
@@ -46,7 +46,6 @@ def round_row(view: Overview, row: RoundRow) -> Fragment:
     return {"id": f"round-{row.number}", "into": "rounds", "html": html}
 
 
-def event(row: Event, *, planned: int) -> Fragment:
-    """``planned``: the experiment's number of rounds; what comes after them is the final evaluation."""
-    html = render_to_string("monitoring/_event.html", {"event": row, "planned": planned})
+def event(row: Event, *, experiment: Experiment) -> Fragment:
+    html = render_to_string("monitoring/_event.html", {"event": row, "experiment": experiment})
     return {"id": f"event-{row.pk}", "into": "feed", "html": html}

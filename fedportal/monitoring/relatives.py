@@ -127,6 +127,7 @@ def relatives_of(experiment: Experiment) -> Relatives:
     shown = [one.pk for one in (*(run.federated for run in family.runs), *run.companions)]
     measured = Experiment.objects.filter(pk__in=shown).with_progress().values_list("pk", "last_dice")
     dice: dict[int, float | None] = dict(measured)
+    dice |= {one.pk: None for one in run.of(Kind.CROSS_SITE)}  # its model is that of the run
     companions = [Relative(one, _site(one), family.newest.get(one.pk), dice[one.pk]) for one in run.companions]
     return Relatives(
         experiment=experiment,

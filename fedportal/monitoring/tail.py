@@ -139,7 +139,7 @@ def compose(
     ``fragments``: HTML to put into its place. ``summary``: the sentence for screen readers, where it may have changed.
     """
     state = state or {}
-    news = [fragments.event(event, planned=experiment.rounds_planned) for event in events]
+    news = [fragments.event(event, experiment=experiment) for event in events]
     message: dict[str, Any] = {
         **state,
         "cursor": str(cursor),

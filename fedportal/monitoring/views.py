@@ -60,7 +60,6 @@ def experiment(request: HttpRequest, key: str) -> HttpResponse:
         "experiment": found,
         "view": view,
         "events": events[:EVENTS_SHOWN],
-        "planned": found.rounds_planned,
         "has_older_events": len(events) > EVENTS_SHOWN,
         "has_older_rounds": bool(view.rows) and view.rows[-1].number > 1,
         "may_control": found.can_be_controlled_by(request.user),
@@ -121,7 +120,7 @@ def feed(request: HttpRequest, key: str) -> HttpResponse:
     events = Event.objects.filter(experiment=found, id__lt=_number(request, "before")).order_by("-id")
     if site_slug := request.GET.get("site", ""):
         events = events.filter(site=site_slug)
-    return render(request, "monitoring/_feed.html", {"events": events[:EVENTS_SHOWN], "planned": found.rounds_planned})
+    return render(request, "monitoring/_feed.html", {"events": events[:EVENTS_SHOWN], "experiment": found})
 
 
 @require_safe

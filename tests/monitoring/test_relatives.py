@@ -60,6 +60,7 @@ def test_the_page_lists_what_stands_beside_a_run_with_state_progress_and_dice(br
     local = of_kind(head, Kind.LOCAL_ONLY)
     train(local, 0.4, 0.5)
     scenes.change(of_kind(head, Kind.POOLED), state="failed", reason="The disk is full.")
+    scenes.make_model(of_kind(head, Kind.CROSS_SITE), 0, dice=0.9)  # that of the run itself
     found = {one.name: one for one in relatives_of(head).companions}
     assert list(found) == [
         "Local only: Hospital mainz", "Local only: Hospital ulm", "Pooled", "Cross-site evaluation"
@@ -69,6 +70,7 @@ def test_the_page_lists_what_stands_beside_a_run_with_state_progress_and_dice(br
     ]  # fmt: skip
     mainz = found["Local only: Hospital mainz"]
     assert (mainz.where, mainz.rounds_done, mainz.dice) == ("2 of 4 rounds", 2, 0.5)
+    assert found["Cross-site evaluation"].dice is None
     shown = page(browser, head)
     for words in ("2 of 4 rounds", "0.500", "The disk is full.", f'href="/experiments/{local.key}/"'):
         assert words in shown
@@ -193,8 +195,10 @@ def test_the_socket_of_an_evaluation_brings_its_table(head):
     reader = Reader(evaluation.pk)
     reader.look([])
     measure(evaluation)
-    journal.record(evaluation, "measured", "Mainz has measured.")
+    journal.record(evaluation, "measured", "Mainz has measured.", round_number=1)
     sent, _ = reader.look([])
+    assert "Mainz has measured." in sent
+    assert "round 1<" not in sent
     assert '"id":"scores"' in sent
     assert "Pooled, round 2" in sent
 
