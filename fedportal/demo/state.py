@@ -76,7 +76,8 @@ class DemoState:
             "FEDPORTAL_S3_SECRET_KEY": store.secret_key,
             "FEDPORTAL_S3_BUCKET": self.weed.bucket,
             "FEDPORTAL_S3_SECURE": "0",
-            # Three hospitals share this machine: one thread each, and no spinning at barriers.
+            # Three hospitals share this machine: its memory, one thread each, and no spinning at barriers.
+            "FEDPORTAL_TRAINING_MEMORY_GB": os.environ.get("FEDPORTAL_TRAINING_MEMORY_GB", f"{memory_gb():.1f}"),
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
@@ -121,3 +122,8 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def memory_gb() -> float:
+    """Return how much memory this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
