@@ -129,7 +129,7 @@ class AirflowServer:
 
     def stop(self) -> None:
         """End it: politely, then by force with all that it had started."""
-        tree = self._tree()
+        tree = self.tree()
         for process in self._processes.values():
             if process.poll() is None:
                 process.terminate()
@@ -137,11 +137,22 @@ class AirflowServer:
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, end - time.monotonic()))
-        self._kill(tree | self._tree())
+        self._kill(tree | self.tree())
 
     def kill(self) -> None:
         """End it as a power cut would, but for the trainer's own processes."""
-        self._kill(self._tree())
+        self._kill(self.tree())
+
+    def revive(self) -> list[str]:
+        """Start again what has died of it, as a hospital's service manager does; return the names of it."""
+        dead = [name for name, process in self._processes.items() if process.poll() is not None]
+        for name in dead:
+            self._processes[name] = self._spawn(name, self._commands()[name])
+        return dead
+
+    def pid(self, name: str) -> int:
+        """Return the process id of one of its services (``scheduler``, …), whoever has started it."""
+        return int((self.folder / "logs" / f"{name}.pid").read_text())
 
     def check_alive(self) -> None:
         for name, process in self._processes.items():
@@ -153,6 +164,11 @@ class AirflowServer:
         return "\n".join(lines[-15:])
 
     # --- inside --------------------------------------------------------------------------------------
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The names of its processes."""
+        return tuple(self._commands())
 
     def _commands(self) -> dict[str, list[str]]:
         airflow = str(self.bin / "airflow")
@@ -267,7 +283,7 @@ class AirflowServer:
 
     def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -276,6 +292,8 @@ class AirflowServer:
                 env=self.environment(),
                 preexec_fn=self._preexec,
             )
+        (self.folder / "logs" / f"{name}.pid").write_text(str(process.pid))
+        return process
 
     def _wait_for(self, url: str, timeout: float) -> None:
         end = time.monotonic() + timeout
@@ -290,7 +308,7 @@ class AirflowServer:
                     raise RuntimeError(f"{url} does not answer ({error})") from error
             time.sleep(0.3)
 
-    def _tree(self) -> set[int]:
+    def tree(self) -> set[int]:
         """Return the server's processes, the orphans of those that died before, too, but not the trainer's.
 
         They are known by their working folder: Airflow's children rename themselves and found groups of their own.
@@ -301,7 +319,7 @@ class AirflowServer:
                 with contextlib.suppress(OSError):
                     here = (entry / "cwd").readlink() == self.folder
                     # somebody's shell may be there, too: only what has loaded this Airflow's libraries
-                    if here and str(self.bin.parent) in (entry / "maps").read_text():
+                    if here and str(self.bin.parent.resolve()) in (entry / "maps").read_text():
                         found.add(int(entry.name))
         return found
 
@@ -313,7 +331,7 @@ class AirflowServer:
             process.wait()
         self._processes.clear()
         end = time.monotonic() + STOP_PATIENCE
-        while self._tree() and time.monotonic() < end:  # orphans are not ours to wait for
+        while self.tree() and time.monotonic() < end:  # orphans are not ours to wait for
             time.sleep(0.05)
 
 

@@ -81,15 +81,7 @@ class AirflowSites:
 
     def watch(self) -> list[str]:
         """Start what has died again; return the names of it."""
-        fallen = []
-        for slug, server in self.servers.items():
-            try:
-                server.check_alive()
-            except RuntimeError:
-                server.stop()
-                server.start(wait=False)
-                fallen.append(f"Airflow of {slug}")
-        return fallen
+        return [f"Airflow of {slug} ({name})" for slug, server in self.servers.items() for name in server.revive()]
 
     def stop(self) -> None:
         """Stop all servers, side by side: each takes some seconds."""
