@@ -102,34 +102,13 @@ class Client:
         return next(run for run in found["site_runs"] if run["site"] == site)
 
 
-class Hospitals:
-    """Hospitals with three tiny cases each, registered through the API; ``folder`` holds their data."""
+class Sites:
+    """What the hospitals of a running demo do, seen from their own machines: by the folders in which they work."""
 
-    def __init__(self, stack: Stack, operator: Client, folder: Path, slugs: tuple[str, ...]) -> None:
-        self.stack, self.operator, self.folder = stack, operator, folder
-        counts = ["--size", "16", "--train", "2", "--validation", "1", "--workers", "1"]
-        names = ["--sites", str(len(slugs)), "--site-names", ",".join(slugs)]
-        command = [sys.executable, "-m", "trainer", "phantoms", "--out", str(folder), *names, *counts]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        for slug in slugs:
-            config = {"data_root": str(folder / slug), "work_dir": str(self.work(slug)), "threads": 1}
-            document = {"slug": slug, "name": slug.title(), "connector": "local", "config": config}
-            operator.post("/sites/", document)
-        for slug in slugs:
-            self.wait_until_checked(slug)
+    def __init__(self, stack: Stack, operator: Client) -> None:
+        self.stack, self.operator = stack, operator
 
-    def work(self, slug: str) -> Path:
-        return self.stack.folder / "work" / slug
-
-    def dataset(self, slug: str) -> Path:
-        return self.folder / slug / DATASET
-
-    def case(self, slug: str, what: str, number: int = 0) -> Path:
-        """Return the ``image`` or ``label`` file of a training case."""
-        listed = json.loads((self.dataset(slug) / "dataset.json").read_text())["training"]
-        return self.dataset(slug) / listed[number][what]
-
-    def wait_until_checked(self, slug: str, health: str = "healthy", timeout: float = 60) -> None:
+    def wait_until_checked(self, slug: str, health: str = "healthy", timeout: float = 120) -> None:
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             site = self.operator.get(f"/sites/{slug}/")
@@ -137,6 +116,9 @@ class Hospitals:
                 return
             time.sleep(0.3)
         raise AssertionError(f"{slug} is {site['health']}")
+
+    def work(self, slug: str) -> Path:
+        return self.stack.folder / "work" / slug
 
     def process(self, key: str, slug: str, *, round: int = 1, attempt: int = 1, timeout: float = 30) -> int:
         """Return the process (and group) that works for a site, as soon as there is one."""
@@ -170,3 +152,29 @@ class Hospitals:
     def place(self, key: str, slug: str) -> str:
         """Return where the first attempt of a site in round 1 puts its objects."""
         return attempt_prefix(experiment=key, round=1, site=slug, attempt=1)
+
+
+class Hospitals(Sites):
+    """Hospitals with three tiny cases each, registered through the API; ``folder`` holds their data."""
+
+    def __init__(self, stack: Stack, operator: Client, folder: Path, slugs: tuple[str, ...]) -> None:
+        super().__init__(stack, operator)
+        self.folder = folder
+        counts = ["--size", "16", "--train", "2", "--validation", "1", "--workers", "1"]
+        names = ["--sites", str(len(slugs)), "--site-names", ",".join(slugs)]
+        command = [sys.executable, "-m", "trainer", "phantoms", "--out", str(folder), *names, *counts]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        for slug in slugs:
+            config = {"data_root": str(folder / slug), "work_dir": str(self.work(slug)), "threads": 1}
+            document = {"slug": slug, "name": slug.title(), "connector": "local", "config": config}
+            operator.post("/sites/", document)
+        for slug in slugs:
+            self.wait_until_checked(slug)
+
+    def dataset(self, slug: str) -> Path:
+        return self.folder / slug / DATASET
+
+    def case(self, slug: str, what: str, number: int = 0) -> Path:
+        """Return the ``image`` or ``label`` file of a training case."""
+        listed = json.loads((self.dataset(slug) / "dataset.json").read_text())["training"]
+        return self.dataset(slug) / listed[number][what]

@@ -23,19 +23,26 @@ def points(page: Page, chart: str) -> list:
     return page.evaluate(POINTS, f"plot-{chart}")
 
 
-def compose(page: Page, title: str, *, rounds: int, epochs: int = 1) -> str:
-    """Go through the composer from the reference preset to the review; return the experiment's key."""
+DEMO_SITES = ("Altberg University Hospital", "Linden Hospital", "Seeblick Clinic")
+
+
+def compose(page: Page, title: str, *, rounds: int, epochs: int | None = 1, sites: tuple[str, ...] = DEMO_SITES) -> str:
+    """Go through the composer from the reference preset to the review; return the experiment's key.
+
+    ``epochs``: local epochs, as the preset has them where ``None``. ``sites``: the three that must be offered.
+    """
     page.goto("/experiments/new/")
     page.get_by_role("button", name=re.compile("preset: Brain tumour, laptop size")).click()
     page.get_by_label("Name", exact=True).fill(title)
     page.get_by_role("button", name="Continue").click()
-    for site in ("Altberg University Hospital", "Linden Hospital", "Seeblick Clinic"):
+    for site in sites:
         expect(page.locator("main")).to_contain_text(site)
     page.get_by_role("button", name="Continue").click()
     expect(page.get_by_label("Learning rate", exact=True)).to_have_value("0.001")
     page.get_by_role("button", name="Continue").click()
     page.get_by_role("spinbutton", name="Rounds", exact=True).fill(str(rounds))
-    page.get_by_label("Local epochs").fill(str(epochs))
+    if epochs is not None:
+        page.get_by_label("Local epochs").fill(str(epochs))
     page.get_by_role("button", name="Continue").click()
     expect(page.get_by_label("Pooled", exact=True)).not_to_be_checked()
     page.get_by_role("button", name="Continue").click()
