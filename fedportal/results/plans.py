@@ -79,6 +79,8 @@ _SHIFTED_TEXT = (
     "so that one thing differs."
 )
 
+# Sized for three quarters of an hour on two free cores: about 2,900 site runs of 8 gradient steps and 1,400 of 16.
+# Alike hospitals have 16 cases: with 8 each, local steps learn them by heart and averaging costs 3 to 4 % of pooled.
 FULL = Study(
     size=32,
     repeats=3,
@@ -92,7 +94,7 @@ FULL = Study(
             validation=4,
             hospitals=_UNLIKE,
             plan={
-                "rounds": 24,
+                "rounds": 36,
                 "local_epochs": 2,
                 "optimizer": {"learning_rate": 1e-3},
                 "schedule": {"name": "constant"},
@@ -117,7 +119,7 @@ FULL = Study(
             hospitals=_ALIKE,
             plan={
                 "rounds": 30,
-                "local_epochs": 3,
+                "local_epochs": 2,
                 "optimizer": {"learning_rate": 2e-3},
                 "schedule": {"name": "cosine"},
             },

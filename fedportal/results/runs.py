@@ -73,6 +73,7 @@ def trial_of(setting: Setting, entry: Entry, *, repeats: int, owner: User, datas
         "strategy_options": dict(entry.options),
         "repeats": repeats,
         "baselines": sorted(entry.baselines),
+        "min_sites": len(datasets),
     }
     plan = _plan(setting, entry)
     for experiment in Experiment.objects.heads().filter(title=title).exclude(state=ExperimentState.CANCELLED):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from fedportal.monitoring.comparison import MEASURES, Comparison, Scores
 from fedportal.monitoring.families import family_of
 from fedportal.results.figures import draw
 from fedportal.results.numbers import collect
-from fedportal.results.plans import ALL_BASELINES, Entry, Hospital, Setting, Study
+from fedportal.results.plans import ALL_BASELINES, FULL, QUICK, Entry, Hospital, Setting, Study
 from fedportal.results.report import report
 from fedportal.results.runs import Trial, trial_of
 from fedportal.sites.models import Dataset
+from tests import factories
 from tests.monitoring.families import SITES, make_family
 
 pytestmark = pytest.mark.django_db
@@ -85,3 +87,19 @@ def test_a_second_call_finds_the_experiment_of_the_first_and_only_that(trials):
     changed = Entry("never", "FedAdam", "keep", "fedadam", {"learning_rate": 0.03})
     assert again(changed).head != first.head
     assert again(Entry("never", "FedAdam", "reset", "fedadam", {"learning_rate": 0.02})).head != first.head
+
+
+DECLARED = [(setting, entry) for study in (FULL, QUICK) for setting in study.settings for entry in setting.entries]
+
+
+@pytest.mark.parametrize(("setting", "entry"), DECLARED, ids=lambda one: one.name)
+def test_every_declared_experiment_can_start(setting: Setting, entry: Entry):
+    owner = factories.make_user()
+    datasets = [factories.make_dataset(factories.make_site(one.slug)) for one in setting.hospitals]
+    alone = replace(entry, baselines=())  # whether a pool can be made is a matter of real sites: test_command
+    trial = trial_of(setting, alone, repeats=3, owner=owner, datasets=datasets)
+    trial.start()
+    trial.head.refresh_from_db()
+    assert trial.head.state == "running"
+    assert trial.steps_planned > trial.steps_done == 0
+    assert not trial.is_over
