@@ -1,11 +1,15 @@
 """What a federated round costs beside the sites' own work: wall time of the round minus the slowest site's own seconds.
 
-    python -m tests.benchmarks.bench_round_overhead [--rounds 20] [--model small|large]
+    python -m tests.benchmarks.bench_round_overhead [--rounds 20] [--model small|large] [--through-store]
 
 Everything is real (object store, portal, orchestrator, warm trainer, three sites on this machine); the data are the
 smallest there are. Own work of a site is loading, validating and training, as its manifest tells; all else counts as
 overhead: publishing, starting, fetching, delivering, noticing, judging, aggregating, the database. Sites that share
 two cores with the portal slow each other down, and that is in the figures, too.
+
+The floor is what a bare script needs to put the same objects into the same store, in the same run: three updates at
+once, then the global model. Sites on the portal's machine read over the shelf (decision 0060); with ``--through-store``
+they cannot, their folders lie on another file system, and round and floor read everything back from the store.
 """
 
 from __future__ import annotations
@@ -16,11 +20,14 @@ import os
 import shutil
 import statistics
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.stage import Stage, temporary_folder
+from tests.stage import SITES, Stage, temporary_folder
 
 MODELS = {
     "small": {
@@ -55,10 +62,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=3, help="local epochs: how long the sites work")
     parser.add_argument("--model", choices=MODELS, action="append")
+    parser.add_argument("--through-store", action="store_true", help="let sites and portal read from the store alone")
     parser.add_argument("--settings", default="fedportal.settings", help="the portal's settings module")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     folder = temporary_folder()
+    elsewhere = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    if options.through_store:
+        (folder / "work").symlink_to(elsewhere)
     found = {}
     try:
         with Stage(folder, settings=options.settings) as stage:
@@ -66,14 +77,15 @@ def main() -> None:
             stage.set_up()
             stage.start("trainer", "portal", "orchestrator")
             for name in options.model or MODELS:
-                found[name] = measure(stage, name, options.rounds, options.epochs)
+                found[name] = measure(stage, name, options.rounds, options.epochs, reads=options.through_store)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for made in (folder, elsewhere):
+            shutil.rmtree(made, ignore_errors=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2))
 
 
-def measure(stage: Stage, name: str, rounds: int, epochs: int) -> dict[str, Any]:
+def measure(stage: Stage, name: str, rounds: int, epochs: int, *, reads: bool) -> dict[str, Any]:
     plan = {
         "rounds": rounds,
         "local_epochs": epochs,
@@ -95,6 +107,8 @@ def measure(stage: Stage, name: str, rounds: int, epochs: int) -> dict[str, Any]
     )
     overhead = [row.timings["overhead"] for row in steady]
     say(f"  overhead                 {spread(overhead)}   (first round: {first.timings['overhead']:.3f} s)")
+    least = floor(stage, model.size, reads=reads)
+    say(f"  floor: the store alone   {spread(least)}")
     say(f"  round                    {spread([row.timings['total'] for row in steady])}")
     say(f"  slowest site's own work  {spread([row.timings['slowest_site'] for row in steady])}")
     say("  the portal's time, by part:")
@@ -103,7 +117,41 @@ def measure(stage: Stage, name: str, rounds: int, epochs: int) -> dict[str, Any]
     say("  at the slowest site, beside its own work:")
     for part, values in sites.items():
         say(f"    {part:<22} {spread(values)}")
-    return {"overhead": overhead, "parts": parts, "sites": sites, "bytes": model.size, "load": os.getloadavg()[0]}
+    return {
+        "overhead": overhead,
+        "floor": least,
+        "parts": parts,
+        "sites": sites,
+        "bytes": model.size,
+        "load": os.getloadavg()[0],
+    }
+
+
+def floor(stage: Stage, size: int, *, reads: bool, times: int = 5) -> list[float]:
+    """Return the seconds in which a bare script moves the objects of a round: nothing trained, judged or merged.
+
+    ``reads``: each site also reads the global model before, and each update is read back.
+    """
+    store, content = stage.weed.store(), stage.folder / "floor"
+    content.write_bytes(os.urandom(size))
+    sha256 = store.put_file("fedportal/floor/model", content)
+    found = []
+    with ThreadPoolExecutor(len(SITES)) as pool:
+
+        def at_all_sites(act: Any) -> None:
+            list(pool.map(act, SITES))
+
+        for number in range(times):
+            start = time.monotonic()
+            if reads:
+                at_all_sites(lambda site: store.get_file("fedportal/floor/model", stage.folder / site))
+            at_all_sites(lambda site, n=number: store.put_file(f"fedportal/floor/r{n}/{site}", content, sha256=sha256))
+            if reads:
+                at_all_sites(lambda site, n=number: store.get_file(f"fedportal/floor/r{n}/{site}", stage.folder / site))
+            store.put_file(f"fedportal/floor/r{number}/model", content, sha256=sha256)
+            found.append(time.monotonic() - start)
+    store.delete_prefix("fedportal/floor")
+    return found
 
 
 def _at_sites(rounds: Sequence[Any]) -> dict[str, list[float]]:
