@@ -64,7 +64,7 @@ def test_two_browsers_start_the_same_draft_once(open_page):
     one.goto("/experiments/new/")
     one.get_by_role("button", name="preset: Brain tumour, laptop size").click()
     one.get_by_role("button", name=re.compile("^Rounds and aggregation")).click()
-    one.get_by_role("spinbutton", name="Rounds", exact=True).fill("1")
+    one.get_by_role("spinbutton", name="Rounds", exact=True).fill("50")
     for section in ("comparison", "review"):
         one.get_by_role("button", name="Continue").click()
         one.wait_for_url(f"**/edit/{section}/")
