@@ -74,6 +74,7 @@ def main(argv: list[str]) -> int:
         say("\nStopped. The same command goes on from here.")
         return 130
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one shall not keep the services from ending
         if processes is not None:
             processes.stop()
             state.trainer.stop_server()
