@@ -2,20 +2,23 @@
 
 It imports numpy once and stays single-threaded, so that a fork is safe and takes milliseconds. Each run is a
 process of its own with its own limits; what happens to it leaves this process and its parent unharmed.
+Two spare processes, forked in quiet moments, wait for the next runs, so that not even the fork is in their way.
 Wire: one byte with one connected socket (SCM_RIGHTS) asks for a run. On that socket: the request as a line of
 JSON in, the run's process id as a line out, then the answer as a line of JSON; closing without one is a death.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,22 +29,53 @@ from fedportal.aggregation.admission import admit
 from fedportal.aggregation.errors import AggregationError
 from fedportal.aggregation.merge import Contribution, aggregate
 
+SPARES = 2
+QUIET = 0.05
+"""Seconds without a request after which spare processes are made up for."""
 OUT_OF_MEMORY = "OutOfMemory"
 UNEXPECTED = "Unexpected"
 
 
 def serve(control: socket.socket) -> None:
-    """Fork a run for each socket that arrives, until the portal's end is closed."""
+    """Have a process carry out a run for each socket that arrives, until the portal's end is closed."""
+    gc.freeze()  # no collection of a child touches, and so copies, what it shares with the others
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps; a run's death shows on its socket
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the portal, which then closes its end
+    spares: list[socket.socket] = []
     while True:
+        pause = QUIET if len(spares) < SPARES else None
+        if not select.select([control], [], [], pause)[0]:
+            spares.append(_fork([control, *spares]))
+            continue
         byte, handles, _, _ = socket.recv_fds(control, 1, 1)
         if not byte:
-            return
+            return  # the spares see the end of their channels
         with socket.socket(fileno=handles[0]) as connection:
-            if os.fork() == 0:
-                control.close()
-                _run(connection)
+            while not _hand_over(connection, spares.pop() if spares else _fork([control])):
+                pass  # it died while it waited
+
+
+def _fork(inherited: Sequence[socket.socket]) -> socket.socket:
+    """Fork a process that waits for its run, and return the channel to it. ``inherited``: what is not its own."""
+    ours, theirs = socket.socketpair()
+    if os.fork():
+        theirs.close()
+        return ours
+    for foreign in (ours, *inherited):
+        foreign.close()
+    byte, handles, _, _ = socket.recv_fds(theirs, 1, 1)
+    if not byte:
+        os._exit(0)
+    _run(socket.socket(fileno=handles[0]))
+
+
+def _hand_over(connection: socket.socket, channel: socket.socket) -> bool:
+    with channel:
+        try:
+            socket.send_fds(channel, [b"\0"], [connection.fileno()])
+        except OSError:
+            return False
+    return True
 
 
 def _run(connection: socket.socket) -> NoReturn:

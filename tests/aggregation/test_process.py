@@ -50,6 +50,15 @@ def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def runs(pid):
+    """The children that have got a run; spare ones still belong to their parent's session."""
+    found = []
+    for child in children(pid):
+        with suppress(ProcessLookupError):
+            found += [child] if os.getsid(child) == child else []
+    return found
+
+
 def wait_for(condition, seconds=20):
     deadline = time.monotonic() + seconds
     while not (result := condition()):
@@ -66,7 +75,7 @@ def kill_runs_until(done, process):
     """Kill the runs, each some time after its start: one killed before it said its name would be started again."""
     while not done():
         time.sleep(0.2)
-        for run in children(warm_pid(process)):
+        for run in runs(warm_pid(process)):
             with suppress(ProcessLookupError):
                 os.kill(run, signal.SIGKILL)
 
@@ -100,7 +109,7 @@ def test_a_run_that_takes_too_long_is_killed(stalled, tmp_path):
     with AggregationProcess(timeout=1.0) as process:
         with pytest.raises(AggregationFailed, match="longer than 1 seconds"):
             process.aggregate(**stalled)
-        wait_for(lambda: not children(warm_pid(process)))
+        wait_for(lambda: not runs(warm_pid(process)))
     assert stalled["out"].read_bytes() == b"the last model"
 
 
@@ -119,7 +128,7 @@ def test_a_run_killed_while_it_writes_leaves_no_half_file(process, tmp_path):
     model = save(tmp_path / "model", models)
     (tmp_path / "global").write_bytes(b"the last model")
     process.admit(model, model)
-    wait_for(lambda: not children(warm_pid(process)))
+    wait_for(lambda: not runs(warm_pid(process)))
     arguments = {
         "reference": model,
         "contributions": [Contribution(f"site-{number:02}", model, 1) for number in range(40)],
@@ -132,7 +141,7 @@ def test_a_run_killed_while_it_writes_leaves_no_half_file(process, tmp_path):
     with ThreadPoolExecutor() as pool:
         doomed = pool.submit(process.aggregate, **arguments)
         wait_for(lambda: list(tmp_path.glob(".global.*.part")))
-        for run in children(warm_pid(process)):
+        for run in runs(warm_pid(process)):
             os.kill(run, signal.SIGKILL)
         with pytest.raises(AggregationFailed, match="killed before it finished"):
             doomed.result()
@@ -170,12 +179,31 @@ def test_a_killed_warm_process_is_replaced(process, arguments):
     assert warm_pid(process) != old
 
 
+def test_spare_processes_that_died_while_they_waited_are_passed_over(process, arguments):
+    expected = process.aggregate(**arguments)
+    spares = wait_for(lambda: len(children(warm_pid(process))) == 2 and children(warm_pid(process)))
+    for spare in spares:
+        os.kill(spare, signal.SIGKILL)
+    wait_for(lambda: not any(Path(f"/proc/{spare}").exists() for spare in spares))
+    old = warm_pid(process)
+    assert process.aggregate(**arguments) == expected
+    assert warm_pid(process) == old
+
+
+def test_spare_processes_end_with_the_warm_one(arguments):
+    process = AggregationProcess()
+    process.admit(arguments["reference"], arguments["reference"])
+    spares = wait_for(lambda: len(children(warm_pid(process))) == 2 and children(warm_pid(process)))
+    process.close()
+    wait_for(lambda: not any(Path(f"/proc/{spare}").exists() for spare in spares))
+
+
 def test_a_run_outlives_the_warm_process_it_came_from(process, stalled, tmp_path):
     process.admit(stalled["reference"], stalled["reference"])
-    wait_for(lambda: not children(warm_pid(process)))
+    wait_for(lambda: not runs(warm_pid(process)))
     with ThreadPoolExecutor() as pool:
         running = pool.submit(process.aggregate, **stalled)
-        wait_for(lambda: children(warm_pid(process)))
+        wait_for(lambda: runs(warm_pid(process)))
         time.sleep(0.1)
         os.kill(warm_pid(process), signal.SIGKILL)
         with (tmp_path / "pipe").open("wb"):
