@@ -141,7 +141,7 @@ FAULTS = {
     "deleted": Fault(
         delete_run,
         "its run is deleted by hand",
-        says="Retrying .*(it was deleted there|was ended at the site)",
+        says="again in .*(it was deleted there|was ended at the site)",
         attempts=2,
     ),
     "scheduler": Fault(kill_scheduler, "kill -9 of its scheduler"),
