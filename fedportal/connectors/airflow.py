@@ -30,10 +30,12 @@ ENDED = '"exit_code"'
 BEGUN = '"task begins"'
 """Stands in the trainer's first line. A task that was ended before it has nothing to end."""
 SILENCE = 3.0
-"""Seconds after which an ended task that has not said that it began is believed: its log may come late."""
+"""Seconds after which an ended task that has not said that it began is believed: its log, or its start, may come late."""
+OPEN_TASK = ("running", "queued", "scheduled", "restarting")
 LOG_CHUNK = 256 * 1024
-GRACE = 12.0
-"""Seconds in which a cancelled run's processes must have ended: Airflow tells its tasks at their next heartbeat."""
+GRACE = 30.0
+"""Seconds in which a cancelled run's processes must have ended: Airflow tells its tasks at their next heartbeat, which
+takes 1 to 6 s on a machine at rest and several times as long on a crowded one."""
 LOOK_AGAIN = 0.5
 PROBE_EVERY = 600.0
 FRESH = 1.0
@@ -183,8 +185,12 @@ class AirflowConnector(Configured):
         # also when it was cancelled before: nobody knows whether that call waited until the processes were gone
         if found.state in ("queued", "running"):
             airflow.fail(self._dag_of[run], run, CANCELLED_NOTE)
-        begin = self._clock()
-        while not self._is_gone(airflow, run, patient=self._clock() < begin + SILENCE):
+        begin = told = self._clock()
+        while not self._is_gone(airflow, run, patient=self._clock() < told + SILENCE):
+            if self._clock() > told + SILENCE and self._is_open(airflow, run):
+                # A task of Airflow 2 that was about to start has overwritten what it was told, and runs.
+                airflow.fail(self._dag_of[run], run, CANCELLED_NOTE)
+                told = self._clock()
             if self._clock() > begin + GRACE:
                 raise SiteMisbehaved(
                     f"Airflow was told to end {run}, and its processes go on.",
@@ -290,14 +296,13 @@ class AirflowConnector(Configured):
 
     def _is_gone(self, airflow: Airflow, run: str, *, patient: bool) -> bool:
         """Say whether the run's processes have ended: never begun, or ended by the trainer's own words."""
-        tasks = self._tasks(airflow, run)
-        if any(task.state in ("running", "queued", "scheduled", "restarting") for task in tasks):
+        if self._is_open(airflow, run):
             return False
-        begun = any(task.tries and task.state not in ("skipped", "removed", "") for task in tasks)
-        if not begun:
-            return True
         log = self._log(airflow, run)
         return ENDED in log or (BEGUN not in log and not patient)
+
+    def _is_open(self, airflow: Airflow, run: str) -> bool:
+        return any(task.state in OPEN_TASK for task in self._tasks(airflow, run))
 
 
 def _cancelled() -> RunStatus:

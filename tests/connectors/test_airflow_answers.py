@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fedportal.connectors.airflow import AirflowConnector
-from fedportal.connectors.airflow_api import trainer_lines
+from fedportal.connectors.airflow import CANCELLED_NOTE, AirflowConnector
+from fedportal.connectors.airflow_api import DagRun, TaskRun, trainer_lines
 from fedportal.connectors.base import RunState
 from fedportal.connectors.errors import SiteMisbehaved, SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import SiteContext, Unfit
@@ -141,3 +141,44 @@ def test_an_address_that_no_site_has_is_refused_in_its_field() -> None:
     with pytest.raises(Unfit) as unfit:
         AirflowConnector.clean_config({"url": "https://169.254.169.254", "user": "u"}, {})
     assert unfit.value.field == "url"
+
+
+class Racing:
+    """An Airflow 2 whose task was about to start when its run was failed: it overwrites that, and runs until told again."""
+
+    def __init__(self) -> None:
+        self.told = 0
+        self.now = 0.0
+
+    def run(self, dag_id: str, run: str) -> DagRun:
+        return DagRun(run, "running" if not self.told else "failed", CANCELLED_NOTE if self.told else "")
+
+    def fail(self, dag_id: str, run: str, note: str) -> bool:
+        self.told += 1
+        return True
+
+    def tasks(self, dag_id: str, run: str) -> list[TaskRun]:
+        state = "failed" if self.told > 1 else "skipped" if self.now < 1.0 else "running"
+        return [TaskRun("train", state, 1)]
+
+    def log(self, *_: object) -> str:
+        begun = '{"message": "task begins"}\n' if self.now >= 1.0 else ""
+        return begun + ('{"message": "ended", "exit_code": 40}\n' if self.told > 1 else "")
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_task_that_starts_although_its_run_was_cancelled_is_told_again() -> None:
+    airflow = Racing()
+    connector = AirflowConnector(
+        url="http://a",
+        user="u",
+        password="p",
+        site=SiteContext("mainz"),
+        clock=lambda: airflow.now,
+        sleep=airflow.sleep,
+    )
+    connector._api = airflow  # type: ignore[assignment]
+    connector.cancel(RUN)
+    assert airflow.told == 2
