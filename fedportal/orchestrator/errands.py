@@ -159,6 +159,10 @@ class Pace:
     def is_due(self, key: Hashable) -> bool:
         return self.remaining(key) <= 0
 
+    def is_known(self, key: Hashable) -> bool:
+        """Whether it was ever asked."""
+        return key in self._beats
+
     def remaining(self, key: Hashable) -> float:
         """Seconds until it is due; 0 or less: it is."""
         beat = self._beats.get(key)

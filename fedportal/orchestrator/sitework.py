@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 AT_HAND = frozenset({"local"})
 """Connectors whose ``poll`` looks at a file of this machine."""
+PEEK = 3.0
+"""Seconds after which the store is asked about a run of this machine that still works."""
 ROOM = 2**20
 """Bytes that an update may be larger than the model it came from (its header may be written differently)."""
 OPTIMIZER_ROOM = 3
@@ -202,13 +204,23 @@ def ask(s: Snapshot, attempt: AttemptView, tools: Tools) -> Answer:
 def arrived(s: Snapshot, attempts: Sequence[AttemptView], tools: Tools) -> frozenset[str]:
     """Return the names of those runs whose manifests are in the store. One question for all of them.
 
-    A run of this machine is not asked about: one that is over has put its manifest or never will, no other has.
+    A run of this machine that is over has put its manifest or never will. One that works is asked about now and then
+    only: it may stand still after its manifest, which is the commit.
     """
     states = {attempt.run: _state_at_hand(attempt, tools) for attempt in attempts}
-    runs = {f"{s.prefix(attempt)}/{MANIFEST_NAME}": attempt.run for attempt in attempts if states[attempt.run] is None}
+    asked = [a for a in attempts if states[a.run] is None or (not states[a.run].is_over and _is_to_be_asked(a, tools))]
+    runs = {f"{s.prefix(attempt)}/{MANIFEST_NAME}": attempt.run for attempt in asked}
     found = tools.store.list(f"{round_prefix(s.key, s.round.number)}/") if runs else ()
     over = {run for run, state in states.items() if state is not None and state.is_over}
     return frozenset(over | {runs[key] for key in found if key in runs})
+
+
+def _is_to_be_asked(attempt: AttemptView, tools: Tools) -> bool:
+    key = ("manifest", attempt.run)
+    is_due, is_known = tools.pace.is_due(key), tools.pace.is_known(key)
+    if is_due:
+        tools.pace.heard(key, first=PEEK, longest=4 * PEEK)
+    return is_due and is_known
 
 
 def has_sign(s: Snapshot, tools: Tools, known: set[str]) -> bool:

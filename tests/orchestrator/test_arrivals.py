@@ -11,7 +11,7 @@ from fedportal.connectors.base import RunState, RunStatus
 from fedportal.experiments.states import SiteRunState as S
 from fedportal.orchestrator.errands import Errand, Errands
 from fedportal.orchestrator.outcomes import Wait
-from fedportal.orchestrator.sitework import Answer
+from fedportal.orchestrator.sitework import PEEK, Answer
 from fedportal.orchestrator.snapshot import Snapshot
 from fedportal.orchestrator.steps.arrivals import CROWD, FEW, SOON, Arrivals
 from fedportal.orchestrator.steps.watching import says_something_new, watch
@@ -111,3 +111,12 @@ def test_only_an_answer_that_says_something_new_wakes() -> None:
         errands.wait(["key"], 5)
         assert errands.wait_for_news(0.0) is wakes
         assert errands.take("key") is not None
+
+
+def test_a_run_of_this_machine_that_stands_still_after_its_manifest_has_delivered(federation: Federation) -> None:
+    s = replace(at_work(federation), site_runs=tuple(site_run(slug, S.RUNNING) for slug in "abc"))
+    _deliver(federation, s)
+    federation["a"].states[s.site_runs[0].attempt.run] = RunStatus(RunState.RUNNING)
+    assert moves(watch(s, federation.tools).changes) == {}, "one that works is not asked about at once"
+    federation.clock.tick(2 * PEEK)
+    assert moves(watch(replace(s, now=federation.clock.now), federation.tools).changes) == {RUN["a"]: S.ADMITTED}

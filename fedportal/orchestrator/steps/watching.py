@@ -345,7 +345,7 @@ class _Watch:
     def _ended(self, run: SiteRunView, fields: dict[str, object]) -> None:
         attempt = run.attempt
         self.changes.attempts.append(AttemptChange(attempt.id, fields))
-        self.tools.pace.forget(("poll", attempt.run), ("logs", attempt.run))
+        self.tools.pace.forget(*((verb, attempt.run) for verb in ("poll", "logs", "manifest")))
         if attempt.log_offset < MAX_LOG:
             start_log(self.s, attempt, attempt.log_offset, self.tools)
 
