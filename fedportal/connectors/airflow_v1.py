@@ -28,7 +28,10 @@ class AirflowV1(Airflow):
 
     def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> bool | None:
         answer = self._send(
-            "POST", f"{self.root}/dags/{dag_id}/dagRuns", json={"dag_run_id": run_id, "conf": dict(conf)}
+            "POST",
+            f"{self.root}/dags/{dag_id}/dagRuns",
+            json={"dag_run_id": run_id, "conf": dict(conf)},
+            repeatable=True,  # by its id: the second would be answered with 409
         )
         if answer.status == 404:
             return None

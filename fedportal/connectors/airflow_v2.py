@@ -41,6 +41,7 @@ class AirflowV2(Airflow):
             "POST",
             f"{self.root}/dags/{dag_id}/dagRuns",
             json={"dag_run_id": run_id, "conf": dict(conf), "logical_date": None},
+            repeatable=True,  # by its id: the second would be answered with 409
         )
         if answer.status == 404:
             return None

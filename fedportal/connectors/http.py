@@ -28,8 +28,9 @@ CONNECT, READ = 5.0, 30.0
 WHOLE = 60.0
 """Seconds for a whole answer, however slowly it drips."""
 MAX_BODY = 8 * 1024 * 1024
-PASSING = frozenset({502, 503, 504})
-"""Answers of a proxy whose server is away for a moment."""
+PASSING = frozenset({500, 502, 503, 504})
+"""Answers of a proxy whose server is away for a moment, and of a server whose database was (Airflow answers 500 when
+another process wrote first, or when two locks met)."""
 REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 PAUSE = 0.2
 
@@ -135,7 +136,7 @@ class Http:
         pages: bool = False,
     ) -> Answer:
         """Return the answer. A request that is ``repeatable`` (by its method, if not said) is tried a second time when
-        the connection breaks. ``pages``: HTML is a valid answer.
+        the connection breaks or the answer is one that passes. ``pages``: HTML is a valid answer.
         """
         url = path if path.startswith(("http://", "https://")) else f"{self.base_url}/{path.lstrip('/')}"
         if reason := why_refused(url):

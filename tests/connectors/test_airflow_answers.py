@@ -104,6 +104,14 @@ def test_a_run_that_exists_is_a_success_and_another_conflict_is_not(server: Serv
         launch(site(server, answer(200, DAG), answer(409, {"detail": "exists"}), NOT_HERE))
 
 
+def test_a_start_whose_answer_is_lost_is_asked_for_again_and_found(server: Server) -> None:
+    """Airflow answers 500 when another process wrote to its database first, with or without having made the run."""
+    made, trouble = answer(200, {"dag_run_id": RUN, "state": "queued"}), answer(500, {"detail": "Database error"})
+    assert launch(site(server, answer(200, DAG), trouble, made)) is True
+    assert launch(site(server, answer(200, DAG), trouble, answer(409, {"detail": "exists"}), made)) is False
+    assert [method for method, *_ in server.seen].count("POST") == 4
+
+
 def test_an_answer_of_another_product_is_misbehaviour(server: Server) -> None:
     with pytest.raises(SiteMisbehaved):
         site(server, answer(200, ["not", "an", "object"])).poll(RUN)

@@ -53,10 +53,11 @@ def test_a_passing_fault_is_no_refusal(server: Server, status: int) -> None:
         Http(server.url).get("x")
 
 
-def test_only_what_may_be_repeated_is_repeated(server: Server) -> None:
-    server.script = [(503, {}, b""), (200, {}, b"{}")]
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_only_what_may_be_repeated_is_repeated(server: Server, status: int) -> None:
+    server.script = [(status, {}, b""), (200, {}, b"{}")]
     assert Http(server.url).get("x").ok
-    server.script = [(503, {}, b""), (200, {}, b"{}")]
+    server.script = [(status, {}, b""), (200, {}, b"{}")]
     with pytest.raises(SiteUnreachable):
         Http(server.url).post("x", json={})
     assert [method for method, *_ in server.seen] == ["GET", "GET", "POST"]
