@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from fedportal.connectors.airflow_api import Airflow, DagRun, TaskRun
@@ -18,7 +18,7 @@ from fedportal.connectors.airflow_v1 import AirflowV1
 from fedportal.connectors.airflow_v2 import AirflowV2
 from fedportal.connectors.base import CheckReport, LogChunk, RunState, RunStatus
 from fedportal.connectors.checking import INSTALL
-from fedportal.connectors.errors import SiteMisbehaved, SiteNotReady, SiteRefused
+from fedportal.connectors.errors import SiteMisbehaved, SiteNotReady, SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
 from fedportal.connectors.http import Http, why_refused
 from trainer.contract import CONTRACT_VERSION, EXPLANATIONS, Exit, LaunchTicket
@@ -94,6 +94,7 @@ class AirflowConnector(Configured):
         self._api: Airflow | None = None
         self._probed_at = 0.0
         self._dag_of: dict[str, str] = {}
+        self._ready: set[str] = set()
         self._asked: dict[str, float] = {}
         self._queued_since: dict[str, float] = {}
         self._listed: tuple[float, dict[str, DagRun]] = (float("-inf"), {})
@@ -148,7 +149,9 @@ class AirflowConnector(Configured):
 
     def launch(self, ticket: LaunchTicket) -> bool:
         airflow, dag_id = self._airflow(), f"fp-{ticket.kind}"
-        self._require_ready(airflow, dag_id)
+        was_ready = dag_id in self._ready
+        if not was_ready:
+            self._require_ready(airflow, dag_id)
         conf = {"run": ticket.run, "spec_url": ticket.spec_url, "contract": CONTRACT_VERSION}
         self._dag_of[ticket.run] = dag_id
         started = airflow.trigger(dag_id, ticket.run, conf)
@@ -156,6 +159,8 @@ class AirflowConnector(Configured):
             raise self._missing(airflow, dag_id)
         if not started and airflow.run(dag_id, ticket.run) is None:
             raise SiteMisbehaved(f"Airflow says that {ticket.run} exists already, and does not know it.")
+        if was_ready:  # then the look is in nobody's way: Airflow schedules the run meanwhile
+            self._look_after_the_start(airflow, dag_id)
         return started
 
     def poll(self, run: str) -> RunStatus:
@@ -183,14 +188,20 @@ class AirflowConnector(Configured):
         if found is None or (found.state not in ("queued", "running") and not found.note.startswith(CANCELLED_NOTE)):
             return
         # also when it was cancelled before: nobody knows whether that call waited until the processes were gone
-        if found.state in ("queued", "running"):
-            airflow.fail(self._dag_of[run], run, CANCELLED_NOTE)
-        begin = told = self._clock()
-        while not self._is_gone(airflow, run, patient=self._clock() < told + SILENCE):
-            if self._clock() > told + SILENCE and self._is_open(airflow, run):
-                # A task of Airflow 2 that was about to start has overwritten what it was told, and runs.
-                airflow.fail(self._dag_of[run], run, CANCELLED_NOTE)
-                told = self._clock()
+        begin = self._clock()
+        told = float("-inf") if found.state in ("queued", "running") else begin
+        while True:
+            try:
+                # again after a while: a task of Airflow 2 that was about to start overwrites what it was told, and runs
+                if self._clock() > told + SILENCE and (told < begin or self._is_open(airflow, run)):
+                    airflow.fail(self._dag_of[run], run, CANCELLED_NOTE)
+                    told = self._clock()
+                if self._is_gone(airflow, run, patient=self._clock() < told + SILENCE):
+                    return
+            except SiteUnreachable:
+                # it answers 500 when another of its processes wrote to the database first, and is told again
+                if self._clock() > begin + GRACE:
+                    raise
             if self._clock() > begin + GRACE:
                 raise SiteMisbehaved(
                     f"Airflow was told to end {run}, and its processes go on.",
@@ -245,6 +256,7 @@ class AirflowConnector(Configured):
 
     def _require_ready(self, airflow: Airflow, dag_id: str) -> None:
         """Raise what keeps a run of this DAG from starting: :class:`SiteRefused`, or a pause."""
+        self._ready.discard(dag_id)
         dag = airflow.dag(dag_id)
         if dag is None or dag.broken:
             raise self._missing(airflow, dag_id)
@@ -260,6 +272,16 @@ class AirflowConnector(Configured):
                 f"The site's trainer speaks contract {contract or 'unknown'}, the portal {CONTRACT_VERSION}.",
                 remedy=f"Bring the older one up to date. {INSTALL}",
             )
+        self._ready.add(dag_id)
+
+    def _look_after_the_start(self, airflow: Airflow, dag_id: str) -> None:
+        """Raise what keeps a run that was just started from beginning, as :meth:`_require_ready` does."""
+        try:
+            self._require_ready(airflow, dag_id)
+        except SiteNotReady:
+            raise
+        except SiteUnreachable:
+            return  # the start was answered, and counts
 
     def _missing(self, airflow: Airflow, dag_id: str) -> SiteRefused:
         for file, reason in airflow.import_errors():
@@ -272,11 +294,11 @@ class AirflowConnector(Configured):
     def _tasks(self, airflow: Airflow, run: str) -> list[TaskRun]:
         return airflow.tasks(self._dag_of.get(run, DAGS[0]), run)
 
-    def _log(self, airflow: Airflow, run: str) -> str:
+    def _log(self, airflow: Airflow, run: str, tasks: Sequence[TaskRun] | None = None) -> str:
         dag_id = self._dag_of.get(run, DAGS[0])
         return "".join(
             airflow.log(dag_id, run, task.task_id, number)
-            for task in self._tasks(airflow, run)
+            for task in (self._tasks(airflow, run) if tasks is None else tasks)
             for number in range(1, task.tries + 1)
         )
 
@@ -296,9 +318,10 @@ class AirflowConnector(Configured):
 
     def _is_gone(self, airflow: Airflow, run: str, *, patient: bool) -> bool:
         """Say whether the run's processes have ended: never begun, or ended by the trainer's own words."""
-        if self._is_open(airflow, run):
+        tasks = self._tasks(airflow, run)
+        if any(task.state in OPEN_TASK for task in tasks):
             return False
-        log = self._log(airflow, run)
+        log = self._log(airflow, run, tasks)
         return ENDED in log or (BEGUN not in log and not patient)
 
     def _is_open(self, airflow: Airflow, run: str) -> bool:

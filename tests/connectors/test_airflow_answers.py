@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fedportal.connectors.airflow import CANCELLED_NOTE, AirflowConnector
+from fedportal.connectors.airflow import CANCELLED_NOTE, GRACE, AirflowConnector
 from fedportal.connectors.airflow_api import DagRun, TaskRun, trainer_lines
 from fedportal.connectors.base import RunState
-from fedportal.connectors.errors import SiteMisbehaved, SiteRefused, SiteUnreachable
+from fedportal.connectors.errors import SiteMisbehaved, SiteNotReady, SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import SiteContext, Unfit
 from tests.connectors.scripted_server import Server
 from trainer.contract import LaunchTicket
@@ -110,6 +110,66 @@ def test_a_start_whose_answer_is_lost_is_asked_for_again_and_found(server: Serve
     assert launch(site(server, answer(200, DAG), trouble, made)) is True
     assert launch(site(server, answer(200, DAG), trouble, answer(409, {"detail": "exists"}), made)) is False
     assert [method for method, *_ in server.seen].count("POST") == 4
+
+
+def test_a_dag_that_was_ready_is_looked_at_when_the_next_run_is_started(server: Server) -> None:
+    """The look costs the round no time then, and what it finds is told all the same."""
+    made, paused = answer(200, {"dag_run_id": RUN, "state": "queued"}), answer(200, {**DAG, "is_paused": True})
+    connector = site(server, answer(200, DAG), made, made, answer(200, DAG), made, answer(503, {}), answer(503, {}))
+    assert launch(connector)
+    assert launch(connector)
+    assert launch(connector), "it was started, whatever became of Airflow right after"
+    assert [method for method, *_ in server.seen[2:]] == ["GET", "POST", "POST", "GET", "POST", "GET", "GET"]
+
+    connector = site(server, answer(200, DAG), made, made, paused, paused, answer(200, DAG), made)
+    assert launch(connector)
+    for _ in range(2):
+        with pytest.raises(SiteNotReady, match="paused"):
+            launch(connector)
+    assert launch(connector)
+    assert [method for method, *_ in server.seen[9:]][2:] == ["GET", "POST", "POST", "GET", "GET", "GET", "POST"]
+
+
+RUNNING = answer(200, {"dag_run_id": RUN, "state": "running", "note": None})
+TROUBLE = answer(500, {"detail": "Database error"})
+DONE = answer(200, {})
+ENDED_TASK = answer(200, {"task_instances": [{"task_id": "train", "state": "failed", "try_number": 1}]})
+LAST_WORDS = (
+    200,
+    {"Content-Type": "text/plain"},
+    b"""[2026-01-01T00:00:00.000+0000] {subprocess.py:88} INFO - Output:
+[2026-01-01T00:00:01.000+0000] {subprocess.py:93} INFO - {"message": "task begins"}
+[2026-01-01T00:00:02.000+0000] {subprocess.py:93} INFO - {"message": "ended", "exit_code": 40}
+""",
+)
+
+
+@pytest.mark.parametrize("lost", range(1, 6))
+def test_a_cancel_that_is_answered_with_500_is_told_until_it_is_heard(server: Server, lost: int) -> None:
+    """Airflow answers so when another of its processes wrote to the database first: it was told nothing then."""
+    connector = site(server, RUNNING, *[TROUBLE] * lost, DONE, DONE, ENDED_TASK, LAST_WORDS)
+    connector._sleep = lambda _: None
+    connector.cancel(RUN)
+    told = [path for method, path, _ in server.seen if method == "PATCH"]
+    assert len(told) == lost + 2
+    assert told[-2].endswith("setNote")
+
+
+@pytest.mark.parametrize("troubles", [(ENDED_TASK, TROUBLE, TROUBLE), (TROUBLE, TROUBLE)])
+def test_a_cancel_looks_again_after_a_500(server: Server, troubles: tuple[Answer, ...]) -> None:
+    connector = site(server, RUNNING, DONE, DONE, *troubles, ENDED_TASK, LAST_WORDS)
+    connector._sleep = lambda _: None
+    connector.cancel(RUN)
+    assert len([method for method, *_ in server.seen if method == "PATCH"]) == 2, "it was told once"
+
+
+def test_a_cancel_that_is_answered_with_500_for_ever_is_given_back(server: Server) -> None:
+    connector = site(server, RUNNING, TROUBLE)
+    clock = [0.0]
+    connector._clock, connector._sleep = lambda: clock[0], lambda _: clock.__setitem__(0, clock[0] + 10)
+    with pytest.raises(SiteUnreachable, match="500"):
+        connector.cancel(RUN)
+    assert len([method for method, *_ in server.seen if method == "PATCH"]) == 2 * (GRACE / 10 + 2)
 
 
 def test_an_answer_of_another_product_is_misbehaviour(server: Server) -> None:
