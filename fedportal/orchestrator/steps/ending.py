@@ -13,6 +13,7 @@ from fedportal.orchestrator import files, spool
 from fedportal.orchestrator.outcomes import Advance, Changes, Outcome, SiteRunChange, Wait
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, ModelView, Snapshot
+from fedportal.orchestrator.steps.logs import LAST_WORDS
 from fedportal.orchestrator.steps.watching import cancel_strays
 from fedportal.orchestrator.words import listed, sites
 
@@ -35,7 +36,7 @@ def finish(s: Snapshot, tools: Tools) -> Outcome:
     tools.errands.wait([tidying], STRAYS_PATIENCE)
     if tools.errands.is_under_way(tidying):
         return Wait(s.now + CANCEL_PAUSE)  # it empties the folders in which the bundles are made
-    tools.errands.wait(tools.errands.keys("logs", s.key), 1.0)
+    tools.errands.wait(tools.errands.keys("logs", s.key), LAST_WORDS + 1.0)
     for stray in cancel_strays(s, tools, changes, patience=STRAYS_PATIENCE):
         text = f"{stray.site.name} has not confirmed the end of {stray.run}; it may still be computing."
         changes.say("unconfirmed", text, level="warn", site=stray.site.slug)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from fedportal.connectors.base import LogChunk
@@ -9,19 +10,29 @@ from fedportal.orchestrator import sitework
 from fedportal.orchestrator.outcomes import Changes, LogText
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, Snapshot
-from fedportal.orchestrator.steps.starting import logs_pace
+from fedportal.orchestrator.steps.starting import LOGS, logs_pace
 
 MAX_LOG = 256 * 1024
 """Bytes of an attempt's log that are kept in the journal."""
+LAST_WORDS = 5.0
+"""Seconds after which the log of an ended run is read at a site that is called. Right after its end the site has better
+to do: to end its task and to begin the next round; and its scheduler shows the last words only then."""
 
 
-def start_log(s: Snapshot, attempt: AttemptView, offset: int, tools: Tools) -> None:
+def start_log(s: Snapshot, attempt: AttemptView, offset: int, tools: Tools, *, has_ended: bool = False) -> None:
     """Read on in a run's log; :func:`take_logs` of a later step stores what comes."""
+    is_in_the_way = has_ended and attempt.site.connector not in LOGS and not s.round.is_evaluation
+    pause = LAST_WORDS if is_in_the_way else 0.0
     first, longest = logs_pace(attempt.site)
     tools.pace.heard(("logs", attempt.run), first=first, longest=longest)
     attempt = replace(attempt, log_offset=offset)
     key = ("logs", s.key, attempt.id, offset)
-    tools.errands.start(key, lambda: (attempt, sitework.read_log(attempt, tools)), is_news=False)
+
+    def read() -> tuple[AttemptView, LogChunk]:
+        time.sleep(pause)
+        return attempt, sitework.read_log(attempt, tools)
+
+    tools.errands.start(key, read, is_news=False)
 
 
 def take_logs(s: Snapshot, tools: Tools, changes: Changes) -> None:
@@ -39,4 +50,6 @@ def take_logs(s: Snapshot, tools: Tools, changes: Changes) -> None:
         changes.logs.append(LogText(attempt.id, attempt.log_offset, text, chunk.next_offset))
         is_over = attempt.id in ended or (s.newest is not None and attempt.round_number != s.round.number)
         if is_over and chunk.next_offset < MAX_LOG:
-            start_log(s, attempt, chunk.next_offset, tools)  # its last words may have come after this piece
+            start_log(
+                s, attempt, chunk.next_offset, tools, has_ended=True
+            )  # its last words may have come after this piece

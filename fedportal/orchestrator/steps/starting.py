@@ -100,6 +100,8 @@ def _take_launched(s: Snapshot, run: SiteRunView, tools: Tools, changes: Changes
     if error is None:
         tools.pace.forget(key)
         tools.pace.heard(("poll", run.attempt.run), first=poll_pace(site)[0], longest=poll_pace(site)[1])
+        if site.connector not in LOGS:  # there is none yet, and the site is busy with the start
+            tools.pace.heard(("logs", run.attempt.run), first=LOGS_REMOTE[0], longest=LOGS_REMOTE[1])
         changes.site_runs.append(SiteRunChange(run.id, (SiteRunState.DISPATCHED,)))
         changes.attempts.append(AttemptChange(run.attempt.id, {"launched_at": s.now, "heard_at": s.now}))
         for stray in s.strays:

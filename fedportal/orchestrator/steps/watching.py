@@ -347,7 +347,7 @@ class _Watch:
         self.changes.attempts.append(AttemptChange(attempt.id, fields))
         self.tools.pace.forget(*((verb, attempt.run) for verb in ("poll", "logs", "manifest")))
         if attempt.log_offset < MAX_LOG:
-            start_log(self.s, attempt, attempt.log_offset, self.tools)
+            start_log(self.s, attempt, attempt.log_offset, self.tools, has_ended=True)
 
 
 def says_something_new(attempt: AttemptView, answer: Answer) -> bool:
