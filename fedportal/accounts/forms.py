@@ -5,6 +5,7 @@ from __future__ import annotations
 from django import forms
 from django.contrib.auth.forms import AuthenticationForm
 
+from fedportal.accounts.authentication import PAUSE, is_paused
 from fedportal.accounts.models import User
 
 
@@ -12,7 +13,17 @@ class SignInForm(AuthenticationForm):
     error_messages = {
         "invalid_login": "User name and password do not match. Both are case-sensitive.",
         "inactive": "This account is closed. Ask an operator of the portal.",
+        "paused": f"Too many wrong passwords. Try again in {PAUSE // 60} minutes, or ask an operator of the portal.",
     }
+
+    @property
+    def is_paused(self) -> bool:
+        return self.has_error("__all__", "paused")
+
+    def get_invalid_login_error(self) -> forms.ValidationError:
+        if is_paused(self.request, self.cleaned_data.get("username")):
+            return forms.ValidationError(self.error_messages["paused"], code="paused")
+        return super().get_invalid_login_error()
 
 
 class ProfileForm(forms.ModelForm):

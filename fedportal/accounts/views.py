@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from django.contrib import messages
 from django.contrib.auth import views as auth_views
 from django.contrib.messages.views import SuccessMessageMixin
@@ -13,6 +15,7 @@ from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_http_methods, require_POST
 
 from fedportal.accounts import services
+from fedportal.accounts.authentication import PAUSE
 from fedportal.accounts.forms import ProfileForm, SignInForm, TokenForm
 
 
@@ -20,6 +23,13 @@ class SignIn(auth_views.LoginView):
     template_name = "accounts/login.html"
     authentication_form = SignInForm
     redirect_authenticated_user = True
+
+    def form_invalid(self, form: SignInForm) -> HttpResponse:
+        answer = super().form_invalid(form)
+        if form.is_paused:
+            answer.status_code = HTTPStatus.TOO_MANY_REQUESTS
+            answer.headers["Retry-After"] = str(PAUSE)
+        return answer
 
 
 class SignOut(auth_views.LogoutView):
