@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 MEMORY_LIMIT_BYTES = 1024**3
 TIMEOUT = 600.0
+START_TIMEOUT = 60.0
+"""Seconds in which a run begins; the first one's warm process has to be started, too."""
 _DOMAIN_ERRORS = {
     kind.__name__: kind for kind in (errors.WeightsError, errors.NothingToAggregate, errors.AggregationRefused)
 }
@@ -123,15 +125,15 @@ class AggregationProcess:
         return Aggregate(**{**result, "path": Path(result["path"])})
 
     def _call(self, verb: str, arguments: Mapping[str, Any], *, outputs: Sequence[Path]) -> dict[str, Any]:
-        started = time.monotonic()
-        deadline = started + self.timeout
         request = {
             "verb": verb,
             "arguments": arguments,
             "memory_limit_bytes": self.memory_limit_bytes,
             "timeout": math.ceil(self.timeout),
         }
-        connection, pid = self._started(deadline)
+        connection, pid = self._started()
+        started = time.monotonic()
+        deadline = started + self.timeout
         with connection:
             try:
                 connection.sendall(json.dumps(request).encode() + b"\n")
@@ -164,15 +166,15 @@ class AggregationProcess:
             )
         return AggregationFailed(f"The aggregation stopped: {reason}.")
 
-    def _started(self, deadline: float) -> tuple[socket.socket, int]:
-        """Return a run that waits for its request; a warm process found dead is replaced once."""
+    def _started(self) -> tuple[socket.socket, int]:
+        """Return a run that waits for its request; a warm process found dead or stuck is replaced once."""
         for attempt in (1, 2):
             connection, theirs = socket.socketpair()
             try:
                 with theirs, self._lock:
                     socket.send_fds(self._control(fresh=attempt == 2), [b"\0"], [theirs.fileno()])
-                return connection, int(_line(connection, deadline))
-            except (EOFError, ConnectionError):
+                return connection, int(_line(connection, time.monotonic() + START_TIMEOUT))
+            except (EOFError, ConnectionError, TimeoutError):
                 connection.close()
             except BaseException:
                 connection.close()

@@ -2,7 +2,7 @@
 
 It imports numpy once and stays single-threaded, so that a fork is safe and takes milliseconds. Each run is a
 process of its own with its own limits; what happens to it leaves this process and its parent unharmed.
-Two spare processes, forked in quiet moments, wait for the next runs, so that not even the fork is in their way.
+Some spare processes, forked in quiet moments, wait for the next runs, so that not even the fork is in their way.
 Wire: one byte with one connected socket (SCM_RIGHTS) asks for a run. On that socket: the request as a line of
 JSON in, the run's process id as a line out, then the answer as a line of JSON; closing without one is a death.
 """
@@ -29,7 +29,8 @@ from fedportal.aggregation.admission import admit
 from fedportal.aggregation.errors import AggregationError
 from fedportal.aggregation.merge import Contribution, aggregate
 
-SPARES = 2
+SPARES = 4
+"""Updates tend to come together, and are merged right after they were admitted."""
 QUIET = 0.05
 """Seconds without a request after which spare processes are made up for."""
 OUT_OF_MEMORY = "OutOfMemory"

@@ -229,7 +229,10 @@ class Written:
 
 
 class WeightsWriter:
-    """A file in the making, beside its place; it appears there, whole and on disk, with :meth:`commit` only."""
+    """A file in the making, beside its place; it appears there, whole, with :meth:`commit` only.
+
+    It is not forced onto the disk: what a power cut makes of it no longer has its SHA-256, and is made again.
+    """
 
     _numbers = itertools.count()
 
@@ -256,15 +259,9 @@ class WeightsWriter:
         self._write(bytes_of(data), self.header.data_start + offset)
 
     def commit(self) -> None:
-        os.fsync(self._fd)
         os.close(self._fd)
         self._open = False
         self._part.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def _write(self, view: memoryview, offset: int) -> None:
         while view:
@@ -280,7 +277,7 @@ def part_prefix(path: Path, pid: int) -> str:
 def write_streaming(path: Path, header: Header, chunks: Iterable[NDArray[Any]]) -> Written:
     """Write the tensors' bytes, given in the header's order, and return the file's digest.
 
-    ``header`` comes from :func:`layout`. Nothing is visible at ``path`` before all is on disk; an error, a
+    ``header`` comes from :func:`layout`. Nothing is visible at ``path`` before all is written; an error, a
     missing or a surplus byte leaves what was there.
     """
     with WeightsWriter(path, header) as writer:

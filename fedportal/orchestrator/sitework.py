@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,8 +67,8 @@ class Trainer(Protocol):
 
 @dataclass
 class Tools:
-    """What steps work with. ``spool`` holds copies of objects and may be emptied at any time; ``contacts`` returns what is
-    new about reaching the sites."""
+    """What steps work with. ``spool`` holds copies of objects and may be emptied at any time; ``counted`` has the
+    SHA-256 of those that this process has verified. ``contacts`` returns what is new about reaching the sites."""
 
     store: ObjectStore
     aggregation: AggregationProcess
@@ -81,6 +81,7 @@ class Tools:
     errands: Errands
     pace: Pace
     contacts: Callable[[], Mapping[str, Contact]] = dict
+    counted: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,24 @@ def state_file(s: Snapshot, model: ModelView, tools: Tools) -> Path | None:
 
 
 def fetch(key: str, path: Path, stored: Stored, tools: Tools) -> None:
-    """Have an object in the spool, with the right size and SHA-256. A file that is there was verified when it came."""
+    """Have an object in the spool, with the right size and SHA-256.
+
+    Each process counts what it finds there once: after a power cut a file may have its size and not its content.
+    """
     if path.exists() and path.stat().st_size == stored.size:
-        return
-    if _taken(path.with_name(stored.sha256), path, stored):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tools.store.get_file(key, path, sha256=stored.sha256, size=stored.size)
+        if tools.counted.get(path) == stored.sha256:
+            return
+        if sha256_of_file(path) == stored.sha256:
+            return trust(path, stored.sha256, tools)
+    if not _taken(path.with_name(stored.sha256), path, stored):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tools.store.get_file(key, path, sha256=stored.sha256, size=stored.size)
+    trust(path, stored.sha256, tools)
+
+
+def trust(path: Path, sha256: str, tools: Tools) -> None:
+    """Remember that this process knows what a file holds: it has counted it, or had it made."""
+    tools.counted[path] = sha256
 
 
 def lend(s: Snapshot, tools: Tools) -> None:
@@ -91,7 +102,7 @@ def tidy_before(s: Snapshot, tools: Tools) -> None:
     for folder in (tools.spool / s.key).glob("r*"):
         if folder.name <= folder_of(s, before, tools).name:
             for path in set(folder.iterdir()) - keep:
-                path.unlink(missing_ok=True)
+                _remove(path, tools)
             if not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -112,5 +123,10 @@ def tidy_experiment(s: Snapshot, tools: Tools) -> None:
     folder = tools.spool / s.key
     if folder.is_dir():
         for path in sorted(folder.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            path.rmdir() if path.is_dir() else _remove(path, tools)
         folder.rmdir()
+
+
+def _remove(path: Path, tools: Tools) -> None:
+    path.unlink(missing_ok=True)
+    tools.counted.pop(path, None)

@@ -15,6 +15,7 @@ from fedportal.aggregation.admission import admit
 from fedportal.aggregation.errors import AggregationFailed, AggregationRefused, NothingToAggregate, WeightsError
 from fedportal.aggregation.merge import Contribution, aggregate
 from fedportal.aggregation.process import AggregationProcess
+from fedportal.aggregation.warm import SPARES
 from tests.aggregation.models import network, save
 
 
@@ -59,7 +60,7 @@ def runs(pid):
     return found
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, "it did not come about"
@@ -181,7 +182,7 @@ def test_a_killed_warm_process_is_replaced(process, arguments):
 
 def test_spare_processes_that_died_while_they_waited_are_passed_over(process, arguments):
     expected = process.aggregate(**arguments)
-    spares = wait_for(lambda: len(children(warm_pid(process))) == 2 and children(warm_pid(process)))
+    spares = wait_for(lambda: len(children(warm_pid(process))) == SPARES and children(warm_pid(process)))
     for spare in spares:
         os.kill(spare, signal.SIGKILL)
     wait_for(lambda: not any(Path(f"/proc/{spare}").exists() for spare in spares))
@@ -193,7 +194,7 @@ def test_spare_processes_that_died_while_they_waited_are_passed_over(process, ar
 def test_spare_processes_end_with_the_warm_one(arguments):
     process = AggregationProcess()
     process.admit(arguments["reference"], arguments["reference"])
-    spares = wait_for(lambda: len(children(warm_pid(process))) == 2 and children(warm_pid(process)))
+    spares = wait_for(lambda: len(children(warm_pid(process))) == SPARES and children(warm_pid(process)))
     process.close()
     wait_for(lambda: not any(Path(f"/proc/{spare}").exists() for spare in spares))
 

@@ -2,16 +2,15 @@
 
     python tests/benchmarks/bench_aggregation.py [--models 3 10 30] [--threads 1 2] [--json]
 
-The files lie in the page cache for all rows. ``copy`` is ``cp`` of every model to one scratch file, without
-fsync; ``read`` is read() into one reused buffer. The aggregation is timed from the portal's side: fork of the
-run, SHA-256 of the result and its fsync are in it; ``fsync`` is what the disk alone takes for one model.
+The files lie in the page cache for all rows. ``copy`` is ``cp`` of every model to one scratch file; ``read`` is
+read() into one reused buffer. The aggregation is timed from the portal's side: fork of the run and SHA-256 of the
+result are in it. Nobody forces anything onto the disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -92,15 +91,6 @@ def copy_all(paths: list[Path], scratch: Path) -> None:
         subprocess.run(["cp", "--reflink=never", str(path), str(scratch)], check=True)
 
 
-def fsync_one(scratch: Path, size: int) -> float:
-    with scratch.open("wb") as file:
-        file.write(bytes(size))
-        file.flush()
-        started = time.perf_counter()
-        os.fsync(file.fileno())
-        return time.perf_counter() - started
-
-
 def measure(folder: Path, models: list[Path], *, threads: int, times: int) -> dict[str, Any]:
     total = sum(path.stat().st_size for path in models)
     contributions = [Contribution(f"site-{i:02}", path, 8 + i % 5) for i, path in enumerate(models)]
@@ -124,7 +114,6 @@ def measure(folder: Path, models: list[Path], *, threads: int, times: int) -> di
         admission = best(lambda: process.admit(models[-1], models[0]), times)
     copy = best(lambda: copy_all(models, folder / "copy"), times)
     read = best(lambda: read_all(models), times)
-    fsync = min(fsync_one(folder / "copy", models[0].stat().st_size) for _ in range(times))
     return {
         "models": len(models),
         "threads": threads,
@@ -134,7 +123,6 @@ def measure(folder: Path, models: list[Path], *, threads: int, times: int) -> di
         "copy_gigabytes_per_second": round(total / copy / 1e9, 2),
         "read_gigabytes_per_second": round(total / read / 1e9, 2),
         "of_copy": round(copy / seconds, 2),
-        "fsync_seconds": round(fsync, 4),
         "admission_seconds": round(admission, 4),
         "peak_mebibytes": round(peak / 2**20, 1),
     }

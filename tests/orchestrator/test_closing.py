@@ -166,6 +166,15 @@ def test_aggregating_again_after_a_crash_gives_the_same_bytes_without_the_spool(
     assert again == first
 
 
+def test_files_that_a_power_cut_spoilt_are_not_believed_by_the_next_process(federation: Federation):
+    s = delivered(federation, {"a": 0.1, "b": 0.7, "c": 0.3})
+    first = aggregate(s, federation.tools).changes.model
+    for path in federation.tools.spool.rglob("*.safetensors"):
+        path.write_bytes(bytes(path.stat().st_size))
+    restarted = replace(federation.tools, counted={})
+    assert aggregate(s, restarted).changes.model == first
+
+
 @pytest.mark.parametrize("strategy", [name for name, known in STRATEGIES.items() if known.uses_server_state])
 def test_a_server_optimizers_memory_is_published_with_each_round_and_read_from_there(
     federation: Federation, strategy: str

@@ -94,12 +94,15 @@ def aggregate(s: Snapshot, tools: Tools) -> Outcome:
         return Fail(f"The updates could not be aggregated: {error.reason}", changes)
     key = global_model_key(s.key, number)
     tools.store.put_file(key, out, sha256=merged.sha256)
+    spool.trust(out, merged.sha256, tools)
     state: dict[str, Any] = {}
     if state_out.exists():
         state_key = server_state_key(s.key, number)
+        state_sha256 = tools.store.put_file(state_key, state_out)
+        spool.trust(state_out, state_sha256, tools)
         state = {
             "server_state_key": state_key,
-            "server_state_sha256": tools.store.put_file(state_key, state_out),
+            "server_state_sha256": state_sha256,
             "server_state_size": state_out.stat().st_size,
         }
     _score(s, changes)

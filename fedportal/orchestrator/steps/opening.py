@@ -199,6 +199,7 @@ def _publish_initial_model(s: Snapshot, tools: Tools, changes: Changes) -> Outco
         said = "The initial model was made"
     key = global_model_key(s.key, 0)
     sha256 = tools.store.put_file(key, path)
+    spool.trust(path, sha256, tools)
     changes.model = NewModel(0, key, sha256, path.stat().st_size)
     changes.say("initial_model", f"{said} ({bytes_(path.stat().st_size)}).", sha256=sha256)
     return Advance(changes)
