@@ -17,6 +17,7 @@ from fedportal.orchestrator.snapshot import (
     SiteView,
     Snapshot,
 )
+from fedportal.orchestrator.steps.opening import dispatch, publish
 from tests.factories import make_plan
 from tests.orchestrator.fakes import START, Federation, model_bytes
 from trainer.contract import global_model_key, run_name
@@ -125,3 +126,21 @@ def moves(changes: Changes) -> dict[int, SiteRunState]:
 
 
 RUN = {slug: 100 + number for slug, number in IDS.items()}
+
+
+def at_work(federation: Federation, *slugs: str, **fields) -> Snapshot:
+    """A round whose sites have been started and work."""
+    waiting = tuple(site_run(slug, upload={}) for slug in slugs)
+    first = snapshot(RoundState.PUBLISHING, site_runs=waiting, incoming=model(federation))
+    changes = publish(first, federation.tools).changes
+    uploads = [change.fields["upload"] for change in changes.attempts]
+    ready = tuple(site_run(slug, upload=upload) for slug, upload in zip(slugs, uploads, strict=True))
+    dispatch(snapshot(RoundState.DISPATCHING, site_runs=ready, incoming=first.incoming), federation.tools)
+    state = fields.pop("run_state", SiteRunState.RUNNING)
+    runs = tuple(site_run(slug, state, upload=upload) for slug, upload in zip(slugs, uploads, strict=True))
+    fields.setdefault("deadline_at", START + timedelta(hours=1))
+    return snapshot(site_runs=runs, incoming=first.incoming, **fields)
+
+
+def later(s: Snapshot, seconds: float) -> Snapshot:
+    return replace(s, now=s.now + timedelta(seconds=seconds))

@@ -10,7 +10,7 @@ from fedportal.experiments.states import SiteRunState as S
 from fedportal.orchestrator.snapshot import Snapshot
 from fedportal.orchestrator.steps.watching import WAITS_LONG, watch
 from tests.orchestrator.fakes import Federation
-from tests.orchestrator.test_watching import at_work, later
+from tests.orchestrator.snapshots import at_work, later
 
 CONFIRM = RunStatus(RunState.WAITING, message="It waits for the steward's confirmation.")
 
