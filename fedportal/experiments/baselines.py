@@ -19,6 +19,7 @@ from fedportal.experiments import journal, lifecycle
 from fedportal.experiments.families import rounds_beside
 from fedportal.experiments.models import Baseline, Event, Experiment, Kind, Participation, Round, RoundKind, SiteRun
 from fedportal.experiments.plan import EDITABLE, merged
+from fedportal.experiments.recipe import BY_NAME
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
 from fedportal.sites.models import Dataset
 from fedportal.sites.pools import pooled_dataset, why_no_pool
@@ -76,9 +77,14 @@ def problems(experiment: Experiment) -> dict[str, str]:
     parts = _parts(experiment)
     if general := _problem(experiment, parts):
         return dict.fromkeys(Baseline.values, general)
+    found = {}
     if pool := why_no_pool([part.dataset for part in parts]):
-        return {Baseline.POOLED.value: pool}
-    return {}
+        found[Baseline.POOLED.value] = pool
+    rounds, most = experiment.plan.get("rounds", 0) * len(parts), BY_NAME["rounds"].high
+    if most and rounds > most:
+        text = f"It has a round for each site: {rounds} in all, and an experiment has at most {most:.0f}. Plan fewer rounds."
+        found[Baseline.CYCLIC.value] = text
+    return found
 
 
 def _problem(experiment: Experiment, parts: Sequence[Participation]) -> str:
@@ -249,7 +255,11 @@ def _plan_of(main: Experiment, kind: Kind, sites: int) -> dict[str, Any]:
     if kind == Kind.CROSS_SITE:
         return merged(plan, {"validation": {"hd95_every": 1}})
     if kind == Kind.CYCLIC:
-        plan["rounds"] = main.plan["rounds"] * sites  # the schedule spans them
+        # a round is one site's, so what the schedule counts in rounds is as many times longer
+        schedule = main.training_plan.schedule
+        longer = {"warmup_rounds": schedule.warmup_rounds * sites, "step_rounds": schedule.step_rounds * sites}
+        longer["step_rounds"] = min(longer["step_rounds"], int(BY_NAME["schedule.step_rounds"].high or 0))
+        plan = merged(plan, {"rounds": main.plan["rounds"] * sites, "schedule": longer})
         if (plan.get("optimizer") or {}).get("treatment") == "keep":
             # what a site kept would be as old as the circle is long: the memory travels with the weights instead
             plan = merged(plan, {"optimizer": {"treatment": "aggregate"}})

@@ -93,6 +93,23 @@ def test_each_is_trained_as_long_as_the_others_together_and_on_one_schedule(main
     assert planned.total == 48
 
 
+def test_what_a_schedule_counts_in_rounds_is_as_much_training_in_the_circle(main, ada):
+    schedule = {"name": "step", "warmup_rounds": 1, "step_rounds": 2, "step_factor": 0.5}
+    main.plan = main.plan | {"schedule": schedule}
+    main.save()
+    baselines.add(experiment=main, kinds=["cyclic", "pooled"], by=ada)
+    (cyclic,), (pooled,) = of_kind(main, Kind.CYCLIC), of_kind(main, Kind.POOLED)
+    assert cyclic.plan["schedule"] == schedule | {"warmup_rounds": 3, "step_rounds": 6}
+    assert pooled.plan["schedule"] == schedule
+
+
+def test_a_circle_of_more_rounds_than_an_experiment_can_have_is_refused(draft):
+    draft.plan = draft.plan | {"rounds": 3334}
+    assert "10002 in all" in baselines.problems(draft)["cyclic"]
+    draft.plan = draft.plan | {"rounds": 3333}
+    assert "cyclic" not in baselines.problems(draft)
+
+
 def test_they_follow_an_early_stop(main, ada):
     baselines.add(experiment=main, kinds=ALL, by=ada)
     main.rounds_planned = 2
