@@ -27,8 +27,8 @@ NORMALISATION = (
     nn.LayerNorm,
     nn.RMSNorm,
 )
-KEEP_ROUNDS = 2
-"""How many rounds back they are kept: a round may be repeated, even when the next has begun."""
+KEEP_ROUNDS = 3
+"""Of how many of its rounds a site keeps them: one may be repeated, even when the next has begun."""
 
 
 def local_names(model: nn.Module, plan: TrainingPlan) -> list[str]:
@@ -73,9 +73,9 @@ def preserve(model: nn.Module, spec: JobSpec, *, site: Site) -> None:
     state = model.state_dict()
     path = kept_path(site, spec.experiment, spec.round)
     weights.save_tensors(path, {name: state[name] for name in names}, round=spec.round)
-    for old in _kept(site, spec.experiment):
-        if old < spec.round - KEEP_ROUNDS:
-            kept_path(site, spec.experiment, old).unlink(missing_ok=True)
+    # by number, not by distance: what a site that missed some rounds goes on from is older than that
+    for old in sorted(_kept(site, spec.experiment))[:-KEEP_ROUNDS]:
+        kept_path(site, spec.experiment, old).unlink(missing_ok=True)
 
 
 def kept_path(site: Site, experiment: str, round: int) -> Path:

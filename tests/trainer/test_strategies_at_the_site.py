@@ -161,9 +161,18 @@ def test_repeating_a_round_repeats_its_result_and_its_layers(kept, work, site):
 
 def test_a_site_that_missed_rounds_takes_its_last_layers(kept, work, report, site):
     first, _ = work(kept, round=1)
-    work(kept, round=5, model=first.update)
+    late, _ = work(kept, round=5, model=first.update)
+    again, _ = work(kept, round=5, attempt=2, model=first.update)
+    assert again.update.read_bytes() == late.update.read_bytes(), "what it went on from is still there"
     assert report.said.count("No normalisation layers are kept here: starting with the mean over the sites.") == 0
-    assert sorted(path.name for path in site.state("abcd").iterdir()) == ["layers-r5.safetensors"]
+
+
+def test_layers_of_the_last_three_rounds_are_kept(kept, work, site):
+    for round in (1, 4, 5, 9):
+        work(kept, round=round)
+    assert sorted(path.name for path in site.state("abcd").iterdir()) == [
+        f"layers-r{number}.safetensors" for number in (4, 5, 9)
+    ]
 
 
 def test_a_site_without_layers_of_its_own_takes_the_mean_and_says_so(kept, work, report):
