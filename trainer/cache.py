@@ -1,6 +1,6 @@
 """Preprocessed cases on the site's disk, so that only the first round decodes NIfTI.
 
-One safetensors file per case, named by a hash of what it was made from (path, size and time of both images, and the
+One safetensors file per case, named by a hash of what it was made from (path, size and times of both images, and the
 settings) and read through the page cache. Written under a temporary name and renamed: concurrent runs and kill -9
 leave whole files only. What nobody used for a month goes; when the disk is full, what was used longest ago goes first.
 """
@@ -126,7 +126,8 @@ def _key(case: Case, recipe: Recipe) -> str:
             status = path.stat()
         except OSError as error:
             raise Fault(Exit.MISSING_FILE, f"Case {case.name}: {path.name}.") from error
-        sources.append([str(path), status.st_size, status.st_mtime_ns])
+        # also when it was last written here: who unpacks or copies may set back the time of the change
+        sources.append([str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
     document = {"format": FORMAT, "sources": sources, "recipe": recipe.to_json()}
     return hashlib.sha256(canonical_json(document)).hexdigest() + ".safetensors"
 

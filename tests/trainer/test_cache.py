@@ -1,5 +1,6 @@
 """Prepared cases on disk: decoded once, whole or not there, one for all runs."""
 
+import dataclasses
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from tests.trainer.conftest import Recorder, changed, save, volumes
+from trainer import cache
 from trainer.cache import ABANDONED_SECONDS, UNUSED_SECONDS, VOXELS_PER_LABEL, prepare
 from trainer.cases import read_dataset
 from trainer.images import Recipe, read_case
@@ -20,17 +22,9 @@ def prepared(site, recipe=RECIPE, *, threads=1, report=None):
     return prepare(cases, recipe, cache=site.cache, threads=threads, report=report or Recorder())
 
 
-def damage_without_a_trace(path) -> None:
-    """Destroy a file so that neither its size nor its time tells."""
-    status = path.stat()
-    path.write_bytes(b"\0" * status.st_size)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def test_the_second_round_reads_no_nifti(plan, work, site, report):
+def test_the_second_round_reads_no_nifti(plan, work, report, monkeypatch):
     work(plan)
-    for path in (site.data_root / "Brain").glob("*Tr/*.nii.gz"):
-        damage_without_a_trace(path)
+    monkeypatch.delattr(cache, "read_case")
     outcome, _ = work(plan, round=2)
     assert outcome.train_cases == 2
     assert [said for said in report.said if "Preparing" in said] == ["Preparing 3 of 3 cases."]
@@ -40,6 +34,21 @@ def test_an_image_that_was_replaced_is_read_again(site):
     first = prepared(site)[0].image.clone()
     save(site.data_root / "Brain/imagesTr/CASE_000.nii.gz", volumes(77)[0])
     assert not torch.equal(prepared(site)[0].image, first)
+
+
+def test_a_segmentation_of_the_same_size_is_read_again_though_its_time_was_set_back(site):
+    label, path = volumes(0)[1], site.data_root / "label.nii"
+    case = dataclasses.replace(read_dataset(site.data_root, "Brain").training[0], label=path)
+
+    def label_of() -> torch.Tensor:
+        return prepare([case], RECIPE, cache=site.cache, threads=1, report=Recorder())[0].label.clone()
+
+    save(path, label)
+    first, status = label_of(), path.stat()
+    save(path, np.roll(label, 3, axis=0))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    assert not torch.equal(label_of(), first)
 
 
 def test_other_settings_have_their_own_files(plan, work, site, report):

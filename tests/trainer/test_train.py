@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.trainer.conftest import changed, write_dataset
 from trainer.contract import NETWORKS, Exit, Kind, Network, metric_from_json
 from trainer.initial import init
 from trainer.job import Fault
+from trainer.machine import settle
 
 
 def test_an_update_has_the_names_shapes_and_dtypes_of_the_model_and_says_its_round(plan, work, tmp_path: Path):
@@ -228,6 +230,20 @@ def test_mixed_precision_falls_back_without_a_gpu_and_says_so(plan, work, report
     )
     assert mixed.update.read_bytes() == before
     assert any("float32" in said for said in report.said)
+
+
+def test_mixed_precision_trains_as_float32_does_but_for_rounding(plan, work, report, monkeypatch):
+    plan = changed(plan, local_epochs=3, optimizer={"learning_rate": 1e-2}, loss="dice_ce")
+    work(plan, run="exact")
+    exact = report.values("train", "loss")
+    report.metrics.clear()
+    # a processor knows float16, too: slower than a GPU, but the same arithmetic
+    monkeypatch.setattr("trainer.train.settle", lambda *plan, **rest: replace(settle(*plan, **rest), mixed=True))
+    work(plan, run="mixed")
+    rounded = report.values("train", "loss")
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, abs=0.01)
+    assert rounded[-1] < rounded[0]
 
 
 # --- the initial model and one that does not fit --------------------------------------------------
