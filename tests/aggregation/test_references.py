@@ -24,6 +24,7 @@ CHANGED = {
     "trimmed_mean": [{"trim": 0.4}, {"trim": 0.01}],
 }
 SETTINGS = [(name, options) for name in STRATEGIES for options in [{}, *CHANGED.get(name, [])]]
+ORDERED = [(name, {}) for name in STRATEGIES] + [("fedavg", {"weighting": "uniform"})]
 WITH_MEMORY = [name for name, strategy in STRATEGIES.items() if strategy.uses_server_state]
 WITHOUT_MEMORY = [name for name in STRATEGIES if name not in WITH_MEMORY]
 GOLDEN = json.loads((Path(__file__).parent / "golden_flower.json").read_text())
@@ -114,14 +115,19 @@ def test_every_strategy_that_flower_has_gives_flowers_numbers(tmp_path, case):
         state_in = state_out if STRATEGIES[case["strategy"]].uses_server_state else None
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_any_order_of_arrival_gives_the_same_bytes_and_the_same_memory(tmp_path, name):
+@pytest.mark.parametrize(("name", "options"), ORDERED)
+def test_any_order_of_arrival_gives_the_same_bytes_and_the_same_memory(tmp_path, name, options):
     results = set()
     for order in itertools.islice(itertools.permutations(CASES), 0, None, 17):
         memory = tmp_path / "memory"
         sites = {site: (state(i), CASES[site]) for i, site in enumerate(CASES)}
         result = merged(
-            tmp_path, {site: sites[site] for site in order}, reference=state(9), strategy=name, state_out=memory
+            tmp_path,
+            {site: sites[site] for site in order},
+            reference=state(9),
+            strategy=name,
+            options=options,
+            state_out=memory,
         )
         results.add((result.sha256, memory.read_bytes() if memory.exists() else b""))
     assert len(results) == 1

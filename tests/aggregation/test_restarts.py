@@ -4,7 +4,7 @@ import hashlib
 import os
 import signal
 import threading
-import time
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -28,14 +28,14 @@ def contributions(folder, number):
     ]
 
 
-def one_round(folder, name, number, *, by=aggregate):
+def one_round(folder, name, number, *, forgets=False):
     has_state = STRATEGIES[name].uses_server_state
-    return by(
+    return aggregate(
         reference=folder / f"global-{number - 1}",
         contributions=contributions(folder, number),
         strategy=name,
         options={},
-        state_in=folder / f"state-{number - 1}" if has_state and number > 1 else None,
+        state_in=folder / f"state-{number - 1}" if has_state and number > 1 and not forgets else None,
         out=folder / f"global-{number}",
         state_out=folder / f"state-{number}" if has_state else None,
         round=number,
@@ -75,17 +75,11 @@ def test_a_death_in_any_round_leaves_the_same_hash_at_the_end(tmp_path, name, mo
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
-def test_without_its_memory_the_end_would_be_another(tmp_path, name, monkeypatch):
-    undisturbed = finished(tmp_path / "undisturbed", name)
-    folder = tmp_path / "undisturbed"
-    again = merged(
-        tmp_path,
-        {c.site: (network(10 * ROUNDS + i), c.cases) for i, c in enumerate(contributions(folder, ROUNDS))},
-        reference=network(ROUNDS),
-        strategy=name,
-        state_out=tmp_path / "fresh",
-    )
-    assert again.sha256 != undisturbed[0]
+def test_without_its_memory_the_end_would_be_another(tmp_path, name):
+    model, memory = finished(tmp_path / "work", name)
+    assert one_round(tmp_path / "work", name, ROUNDS).sha256 == model
+    assert one_round(tmp_path / "work", name, ROUNDS, forgets=True).sha256 != model
+    assert hashlib.sha256((tmp_path / "work" / f"state-{ROUNDS}").read_bytes()).hexdigest() != memory
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)
@@ -95,39 +89,51 @@ def test_a_killed_process_leaves_nothing_that_changes_the_result(tmp_path, name)
     save(tmp_path / "global-0", big)
     for site in "ab":
         save(tmp_path / site, {"w": big["w"] * (1.5 if site == "a" else 0.5)})
+    outputs = tmp_path / "global-1", tmp_path / "state-1"
     arguments = {
         "reference": tmp_path / "global-0",
         "contributions": [Contribution(site, tmp_path / site, 1) for site in "ab"],
         "strategy": name,
         "options": {},
         "state_in": None,
-        "out": tmp_path / "global-1",
-        "state_out": tmp_path / "state-1",
+        "out": outputs[0],
+        "state_out": outputs[1],
         "round": 1,
     }
     with AggregationProcess() as process:
         expected = process.aggregate(**arguments).sha256
-        memory = (tmp_path / "state-1").read_bytes()
-        for path in (tmp_path / "global-1", tmp_path / "state-1"):
-            path.unlink()
-        killer = threading.Thread(target=kill_writer, args=(tmp_path,))
-        killer.start()
-        with pytest.raises(AggregationFailed, match="killed"):
-            process.aggregate(**arguments)
-        killer.join()
-        assert not (tmp_path / "global-1").exists()
+        memory = outputs[1].read_bytes()
+        while outputs[0].exists():  # on a busy machine a run may be over before it is killed
+            for path in outputs:
+                path.unlink()
+            with killed_while_it_writes(tmp_path):
+                try:
+                    process.aggregate(**arguments)
+                except AggregationFailed as failed:
+                    assert "killed" in failed.reason  # noqa: PT017 - it may not fail at all
         assert process.aggregate(**arguments).sha256 == expected
-        assert (tmp_path / "state-1").read_bytes() == memory
+        assert outputs[1].read_bytes() == memory
+        assert not list(tmp_path.glob(".*"))
 
 
-def kill_writer(folder):
+@contextmanager
+def killed_while_it_writes(folder):
     """Kill the process whose unfinished model appears in the folder; its name tells its id."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        for part in folder.glob(".global-1.*.part"):
-            os.kill(int(part.name.split(".")[2]), signal.SIGKILL)
-            return
-        time.sleep(0.001)
+    over = threading.Event()
+
+    def watch():
+        while not over.wait(0.001):
+            for part in folder.glob(".global-1.*.part"):
+                with suppress(ProcessLookupError):
+                    os.kill(int(part.name.split(".")[2]), signal.SIGKILL)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def test_strategies_keep_nothing_in_memory():
