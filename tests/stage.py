@@ -173,12 +173,14 @@ class Stage:
         return experiment
 
     def wait_for_end(self, experiment: Any, *, timeout: float = 300) -> Any:
-        """Return the experiment when it has ended. Raises ``TimeoutError`` with the journal's last lines."""
+        """Return the experiment when it has ended. Raises ``TimeoutError`` with the journal's last lines, also when the
+        orchestrator has ended by itself."""
         from fedportal.experiments.states import ExperimentState
 
         over = (ExperimentState.COMPLETED, ExperimentState.FAILED, ExperimentState.CANCELLED)
+        orchestrator = self.processes.get("orchestrator")
         end = time.monotonic() + timeout
-        while time.monotonic() < end:
+        while time.monotonic() < end and (orchestrator is None or orchestrator.poll() is None):
             experiment.refresh_from_db()
             if experiment.status in over:
                 return experiment
@@ -211,6 +213,24 @@ class Stage:
             return True
         except OSError:
             return False
+
+
+def report_of(module: str, *options: str, to: Path, timeout: float = 900) -> str:
+    """Run a module of the tests in a process of its own, with real settings and database; return what it wrote to ``to``,
+    the file of its option ``--json``. Raises ``RuntimeError`` with its output when it wrote none."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("FEDPORTAL_", "DJANGO_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *options, "--json", str(to)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=timeout,
+        check=False,
+    )
+    if not to.exists():
+        raise RuntimeError(f"{module} did not come to an end:\n{done.stdout}\n{done.stderr}")
+    return to.read_text()
 
 
 def free_port() -> int:

@@ -50,14 +50,14 @@ def _wait_until_it_is_at_a_site(stage: Stage, experiment: Any) -> None:
     from fedportal.experiments.models import SiteRun
 
     end = time.monotonic() + TIMEOUT
+    number = 1 if experiment.kind == "cross_site" else 2
+    begun = SiteRun.objects.filter(round__experiment=experiment, round__number=number).exclude(state="run_pending")
     while time.monotonic() < end:
-        number = 1 if experiment.kind == "cross_site" else 2
-        at_site = SiteRun.objects.filter(round__experiment=experiment, round__number=number, attempt=1)
-        if at_site.filter(state__in=["dispatched", "run_running"]).exists():
-            return
         experiment.refresh_from_db()
         if not experiment.is_active:
             break
+        if begun.exists():
+            return
         time.sleep(0.005)
     raise TimeoutError(f"{experiment.title} was never seen at a site: {experiment.reason}\n{stage.journal(experiment)}")
 

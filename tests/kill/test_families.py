@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SITES = ("graz", "mainz", "ulm")
+from tests.stage import SITES, report_of
+
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Both runs in a process of their own: it needs the real settings and database."""
     report = tmp_path_factory.mktemp("families") / "results.json"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("FEDPORTAL_", "DJANGO_"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kill.families", "--json", report],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        capture_output=True,
-        timeout=900,
-        check=False,
-    )
-    if not report.exists():
-        pytest.fail(f"it did not come to an end:\n{done.stdout}\n{done.stderr}")
-    return json.loads(report.read_text())
+    return json.loads(report_of("tests.kill.families", to=report))
 
 
 def test_every_run_of_a_family_completes_even_when_the_orchestrator_is_killed(told: dict):
