@@ -1,8 +1,10 @@
-"""Kill every part of the portal in every step of a round, and see that the experiment ends by itself with the same model.
+"""Kill every part of the portal in every step of a round, and the orchestrator in every round of every strategy that
+remembers; see that the experiment ends by itself with the same models.
 
-    python -m tests.kill.matrix                      all of it (about six minutes on two cores)
+    python -m tests.kill.matrix                      all of it (about eight minutes on two cores)
     python -m tests.kill.matrix --who orchestrator   one row
     python -m tests.kill.matrix --step training      one column
+    python -m tests.kill.matrix --memory fedadam     one strategy (see tests/kill/memories.py)
 
 Prints a table and, with ``--json FILE``, writes one line per case as soon as it is known. Everything is real: object
 store, portal, orchestrator, trainer, data. Exits with 1 when a case failed.
@@ -18,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.kill import memories
 from tests.stage import Stage, temporary_folder
 
 WHO = ("orchestrator", "portal", "runs", "trainer", "store")
@@ -34,6 +37,7 @@ STEPS = (
 )
 # Enough epochs for the trainers to be at work still when they are to be killed, on a fast machine, too.
 PLAN = {"rounds": 2, "local_epochs": 30, "threads": 1, "seed": 7, "network": {"channels": [4, 8], "strides": [2]}}
+TIMEOUT = 300
 
 
 class Matrix:
@@ -43,7 +47,7 @@ class Matrix:
 
     def _undisturbed(self) -> list[str]:
         self.stage.start("orchestrator")
-        experiment = self.stage.wait_for_end(self.stage.experiment(plan=PLAN, title="Undisturbed"), timeout=120)
+        experiment = self.stage.wait_for_end(self.stage.experiment(plan=PLAN, title="Undisturbed"), timeout=TIMEOUT)
         self.stage.kill("orchestrator")
         models = _models(experiment)
         if len(models) != PLAN["rounds"] + 1:
@@ -59,11 +63,11 @@ class Matrix:
         self.stage.spawn("orchestrator", ["-m", "tests.kill.halting_orchestrator", step, str(folder)])
         experiment = self.stage.experiment(plan=PLAN, title=f"{who} killed in {step}")
         try:
-            _wait_for(folder / "halted", 60)
+            _wait_for(folder / "halted", TIMEOUT)
             killed = self._kill(who)
             (folder / "go").touch()
             self._bring_back(who)
-            experiment = self.stage.wait_for_end(experiment, timeout=120)
+            experiment = self.stage.wait_for_end(experiment, timeout=TIMEOUT)
         except TimeoutError as error:
             return self._verdict(who, step, begun, experiment, str(error))
         finally:
@@ -129,36 +133,53 @@ def main() -> int:
     parser.add_argument("--who", choices=WHO, action="append")
     parser.add_argument("--step", choices=STEPS, action="append")
     parser.add_argument("--cases", help="pairs like portal:training,store:publishing")
+    parser.add_argument("--memory", choices=memories.MEMORIES, action="append")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--settings", default="fedportal.settings", help="the portal's settings module")
     options = parser.parse_args()
-    cases = [(who, step) for who in options.who or WHO for step in options.step or STEPS]
-    if options.cases:
-        cases = [tuple(pair.split(":")) for pair in options.cases.split(",")]
+    cases, names = _chosen(options)
     folder = temporary_folder()
     results = []
+
+    def book(result: dict[str, Any]) -> None:
+        results.append(result)
+        verdict = "same models" if result["ok"] else f"FAILED ({result['state']})"
+        place, time_ = f"{result['who']:<13} {result['step']:<34}", f"{result['seconds']:>6.1f} s"
+        say(f"{place} {verdict:<12} {time_}, {result['attempts']} attempts, {result['killed']} killed")
+        if not result["ok"]:
+            say(result["trouble"])
+        if options.json:
+            with options.json.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+
     try:
         with Stage(folder, settings=options.settings) as stage:
             stage.start("store")
             stage.set_up()
             stage.start("trainer", "portal")
-            matrix = Matrix(stage)
-            say(f"undisturbed: {matrix.expected[-1][:16]}")
-            for who, step in cases:
-                result = matrix.case(who, step)
-                results.append(result)
-                verdict = "same model" if result["ok"] else f"FAILED ({result['state']})"
-                say(f"{who:<13} {step:<14} {verdict:<12} {result['seconds']:>6.1f} s, {result['attempts']} attempts")
-                if not result["ok"]:
-                    say(result["trouble"])
-                if options.json:
-                    with options.json.open("a") as file:
-                        file.write(json.dumps(result) + "\n")
+            if cases:
+                matrix = Matrix(stage)
+                for who, step in cases:
+                    book(matrix.case(who, step))
+            if names:
+                for result in memories.run(stage, names):
+                    book(result)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     failed = [result for result in results if not result["ok"]]
-    say(f"{len(results) - len(failed)} of {len(results)} cases ended with the model of the undisturbed run.")
+    say(f"{len(results) - len(failed)} of {len(results)} cases ended with the models of the undisturbed run.")
     return 1 if failed else 0
+
+
+def _chosen(options: argparse.Namespace) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the cases and the memories to run: what was asked for, or everything."""
+    cases = [(who, step) for who in options.who or WHO for step in options.step or STEPS]
+    if options.cases:
+        cases = [tuple(pair.split(":")) for pair in options.cases.split(",")]
+    some = options.cases or options.who or options.step
+    if options.memory:
+        return (cases if some else []), options.memory
+    return cases, ([] if some else list(memories.MEMORIES))
 
 
 if __name__ == "__main__":
