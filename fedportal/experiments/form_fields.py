@@ -37,14 +37,15 @@ class NumbersField(forms.CharField):
         if not text:
             return None
         kind = "whole numbers" if self.is_whole else "numbers"
+        parts = [part for part in SEPARATORS.split(text.strip()) if part]
         try:
-            numbers = [(int if self.is_whole else float)(part) for part in SEPARATORS.split(text.strip()) if part]
+            numbers = [(int if self.is_whole else float)(part) for part in parts]
         except ValueError as error:
             raise forms.ValidationError(f"Write {kind} like {self.example}.") from error
         if self.count and len(numbers) != self.count:
             raise forms.ValidationError(f"Write three {kind} like {self.example}, one for each direction.")
         low, high = self.setting.low, self.setting.high
-        wrong = [f"{number:g}" for number in numbers if not low <= number <= high]
+        wrong = [part[:20] for part, number in zip(parts, numbers, strict=True) if not low <= number <= high]
         if wrong:
             raise forms.ValidationError(f"Each number must be between {low:g} and {high:g}; {wrong[0]} is not.")
         return numbers

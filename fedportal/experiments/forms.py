@@ -32,6 +32,7 @@ from fedportal.experiments.recipe import (
 from fedportal.experiments.review import step_table
 from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset, Site
+from fedportal.ui.forms import RowsField
 from fedportal.ui.validators import visible_line
 
 
@@ -96,10 +97,9 @@ class SiteCard:
 class SitesForm(SectionForm):
     section, title = "sites", "Sites and datasets"
 
-    datasets = forms.ModelMultipleChoiceField(
+    datasets = RowsField(
         queryset=Dataset.objects.none(),
         required=False,
-        widget=forms.CheckboxSelectMultiple,
         error_messages={
             "invalid_choice": "A dataset that was chosen is no longer offered. Choose again.",
             "invalid_pk_value": "“%(pk)s” is not a dataset. Choose from the list.",

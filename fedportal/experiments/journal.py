@@ -67,4 +67,5 @@ def ingest(site_run: SiteRun, attempt: int, records: Iterable[MetricRecord]) -> 
 
 def append_log(attempt: Attempt, offset: int, text: str) -> None:
     """Store a piece of an attempt's log; a piece that is already there is left alone."""
+    text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL keeps no NUL, and logs have some
     LogPiece.objects.bulk_create([LogPiece(attempt=attempt, offset=offset, text=text)], ignore_conflicts=True)

@@ -6,9 +6,7 @@ A busy experiment posts here twice a second and site, so this does three short q
 from __future__ import annotations
 
 import hmac
-import json
 from http import HTTPStatus
-from typing import Any
 
 from django.conf import settings
 from django.db import transaction
@@ -33,6 +31,7 @@ from trainer.contract import (
     site_key,
     site_of,
 )
+from trainer.contract.checks import read_json
 
 MAX_BYTES = 2**20
 MAX_RECORDS = 1000
@@ -172,9 +171,9 @@ def _read(request: Request, run: str) -> tuple[list[MetricRecord], bool]:
     if len(data) > MAX_BYTES:
         raise TooLarge
     try:
-        body: Any = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise _refused("body", "not JSON") from error
+        body = read_json(data, nan=True)
+    except ContractError as error:
+        raise _refused("body", f"{error}.") from error
     if not isinstance(body, dict):
         raise _refused("body", "an object with run, records and finished is expected")
     if body.get("run") != run:

@@ -5,7 +5,6 @@ Answers have the shape of kaapana-backend's: JSON, and ``{"detail": …}`` for w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -24,6 +23,8 @@ from fedportal.relay.models import RemoteInstance, RemoteJob
 from fedportal.relay.protocol import Malformed, job_to_json, read_poll, read_report, workflow_to_json
 from fedportal.sites.models import Site
 from fedportal.ui.errors import DomainError
+from trainer.contract import ContractError
+from trainer.contract.checks import read_json
 
 MAX_POLL = 16 * 1024 * 1024
 """Bytes of a poll: 80,000 encrypted identifiers, several times what fits into a run's conf."""
@@ -147,9 +148,9 @@ def _body(request: HttpRequest, most: int) -> Any:
     if len(data) > most:
         raise TooLarge
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Malformed("body: JSON is expected") from error
+        return read_json(data)
+    except ContractError as error:
+        raise Malformed(f"body: JSON is expected, and {error}") from error
 
 
 def _number(request: HttpRequest) -> int:

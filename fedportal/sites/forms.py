@@ -14,6 +14,7 @@ from fedportal.sites import services
 from fedportal.sites.connection import Card, card, connectors, stored_fields
 from fedportal.sites.form_fields import CertificatesField, DefinitionField, SecretField, form_field
 from fedportal.sites.models import Dataset, Site
+from fedportal.ui.forms import RowsField
 
 RESERVED_SLUGS = {"register"}
 """Words that ``sites/urls.py`` has in the place of a short name."""
@@ -33,10 +34,8 @@ class SiteForm(forms.ModelForm):
         model = Site
         fields = ["name", "slug", "city", "contact", "stewards"]
         labels = {"slug": "Short name"}
-        widgets = {
-            "slug": forms.TextInput(attrs={"spellcheck": "false", "autocapitalize": "none"}),
-            "stewards": forms.CheckboxSelectMultiple,
-        }
+        widgets = {"slug": forms.TextInput(attrs={"spellcheck": "false", "autocapitalize": "none"})}
+        field_classes = {"stewards": RowsField}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -164,11 +163,10 @@ class CopiesForm(forms.ModelForm):
         model = Dataset
         fields: ClassVar[list[str]] = ["copy_of"]
 
-    copy_of = forms.ModelMultipleChoiceField(
+    copy_of = RowsField(
         queryset=Dataset.objects.none(),
         required=False,
         label="Holds every case of",
-        widget=forms.CheckboxSelectMultiple,
         help_text="A pooled baseline of experiments on these datasets can then be trained here, where their cases lie together.",
         error_messages={
             "invalid_choice": "There is no such dataset. Choose from the list.",

@@ -1,5 +1,9 @@
-"""How every form looks: one template for a form, one for a field."""
+"""How every form looks: one template for a form, one for a field. And the field for some of many rows."""
 
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
 from django.forms.renderers import TemplatesSetting
 
 
@@ -12,3 +16,17 @@ class PortalRenderer(TemplatesSetting):
 
     form_template_name = "django/forms/form.html"
     field_template_name = "django/forms/field.html"
+
+
+class RowsField(forms.ModelMultipleChoiceField):
+    """Some rows of a table, to tick. Django hands any whole number on to the database, which breaks on large ones."""
+
+    widget = forms.CheckboxSelectMultiple
+
+    def clean(self, value: Any) -> Any:
+        for key in value or ():
+            if not (str(key).isascii() and str(key).isdecimal() and len(str(key)) <= 18):
+                raise ValidationError(
+                    self.error_messages["invalid_pk_value"], code="invalid_pk_value", params={"pk": str(key)[:40]}
+                )
+        return super().clean(value)

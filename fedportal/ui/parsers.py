@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import IO, Any
 
+from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
 from rest_framework.exceptions import ParseError
 from rest_framework.parsers import JSONParser
 
+from trainer.contract import ContractError
+from trainer.contract.checks import read_json
+
 
 class PortalJSONParser(JSONParser):
-    """JSON that is nested more deeply than Python can follow is the sender's mistake and not a bug of the portal."""
+    """JSON that nobody can follow, store or repeat is the sender's mistake and not a bug of the portal."""
 
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
     ) -> Any:
+        most = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        data = stream.read(most + 1)
+        if len(data) > most:
+            raise RequestDataTooBig
         try:
-            return super().parse(stream, media_type, parser_context)
-        except RecursionError as error:
-            raise ParseError("The JSON is nested too deeply.") from error
+            return read_json(data)
+        except ContractError as error:
+            raise ParseError(f"JSON parse error: {error}.") from error
