@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
+
+CONTRACT_VERSION = 1
+"""Raised by a change that an older peer cannot read."""
 
 
 class ContractError(ValueError):
@@ -28,5 +33,45 @@ def is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_count(value: object, most: int = 2**31 - 1) -> bool:
+    """Say whether it is a number of things, as many as a database's column holds."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
 def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Say whether it is a finite number; JSON also writes whole ones that no float holds."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def read_json(data: bytes, *, nan: bool = False) -> Any:
+    """Parse JSON from somebody else. Raises :class:`ContractError` for what is none, and for what no database keeps and
+    no answer can repeat: NaN, NUL, halves of surrogate pairs, nesting without end, numbers of thousands of digits. ``nan``: let
+    NaN and infinity pass, for a reader who can name the place."""
+    try:
+        text = data.decode()  # json.loads would guess UTF-16, too
+        document = json.loads(text, parse_constant=float if nan else _no_constant)
+    except RecursionError as error:
+        raise ContractError("it is nested too deeply") from error
+    except ValueError as error:
+        raise ContractError("it is not JSON") from error
+    if ("\\u0000" in text or "\\ud" in text.lower()) and not _is_text(document):
+        raise ContractError("it holds a character that no text has (NUL, half of a surrogate pair)")
+    return document
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _is_text(value: Any) -> bool:
+    """Say whether all texts in a document, names of fields too, can be stored and sent."""
+    if isinstance(value, str):
+        return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    if isinstance(value, dict):
+        return all(_is_text(part) for pair in value.items() for part in pair)
+    return not isinstance(value, list) or all(map(_is_text, value))

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from trainer.contract.checks import MAX_SUBJECT, ContractError, is_int, is_number, is_pseudonym
-from trainer.contract.job import CONTRACT_VERSION, Kind
+from trainer.contract.checks import CONTRACT_VERSION, MAX_SUBJECT, ContractError, is_count, is_number, is_pseudonym
+from trainer.contract.job import Kind
 
 
 class Phase(StrEnum):
@@ -61,10 +61,8 @@ def metric_from_json(document: Mapping[str, Any]) -> MetricRecord:
         and re.fullmatch(r"[a-z0-9_]{1,32}", record.name)
         and isinstance(record.region, str)
         and len(record.region) <= 40
-        and is_int(record.step)
-        and 0 <= record.step <= 10**9
-        and is_int(record.cases)
-        and 0 <= record.cases <= 10**7
+        and is_count(record.step, 10**9)
+        and is_count(record.cases, 10**7)
         and is_number(record.progress)
         and 0 <= record.progress <= 1
         and is_number(record.at)
@@ -174,7 +172,7 @@ def manifest_from_json(document: Mapping[str, Any]) -> Manifest:
         manifest.exit_code,
     )
     texts = (manifest.run, manifest.experiment, manifest.site, manifest.message)
-    if not all(is_int(count) and count >= 0 for count in counts) or not all(isinstance(text, str) for text in texts):
+    if not all(map(is_count, counts)) or not all(isinstance(text, str) for text in texts):
         raise ContractError("manifest: a count or a name is not of its type")
     if not all(isinstance(name, str) and is_number(value) for name, value in dict(manifest.seconds).items()):
         raise ContractError("manifest: seconds are not numbers")
@@ -206,6 +204,6 @@ def _stored(values: Mapping[str, Any] | None) -> Stored | None:
     if values is None:
         return None
     stored = Stored(**{**values, "etags": tuple(values.get("etags", ()))})
-    if not (is_int(stored.size) and stored.size > 0 and re.fullmatch(r"[0-9a-f]{64}", str(stored.sha256))):
+    if not (is_count(stored.size, 2**63 - 1) and stored.size > 0 and re.fullmatch(r"[0-9a-f]{64}", str(stored.sha256))):
         raise ContractError("manifest: size or SHA-256 of an object is not valid")
     return stored

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trainer.contract.checks import ContractError
+from trainer.contract.checks import ContractError, read_json
 
 MAX_JSON_BYTES = 32 * 1024 * 1024
 """No spec or manifest is larger; a reader refuses more before it parses."""
@@ -63,7 +63,7 @@ def verified(data: bytes, key: str) -> dict[str, Any]:
     if len(data) > MAX_JSON_BYTES:
         raise ContractError(f"document of {len(data)} bytes is too large")
     try:
-        envelope = json.loads(data)
+        envelope = read_json(data)
         document, mac = envelope["document"], envelope["hmac"]
         genuine = isinstance(document, dict) and isinstance(mac, str) and hmac.compare_digest(_mac(document, key), mac)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
