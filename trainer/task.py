@@ -11,7 +11,7 @@ The environment says all:
 ``FEDPORTAL_CONF``  what the portal sent, as JSON: ``run``, ``spec_url``, ``contract``; for *predict*, which people at the
                     site start, ``model`` and ``dataset``
 
-Standard library only, so that it starts in some 50 ms.
+Standard library only, and little of that, so that it starts in some 50 ms: every round waits for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -29,10 +28,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from trainer.contract import CONTRACT_VERSION, EXPLANATIONS, ContractError, Exit, attempt_key, site_of
 
@@ -50,8 +48,7 @@ _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 KILLED = "The training process ended without a word: it was killed, most likely because memory ran out."
 
 
-@dataclass(frozen=True)
-class SiteFile:
+class SiteFile(NamedTuple):
     """What the site's administrator decided. ``key``: the site's key (hex), from the portal's page of the site."""
 
     data_root: Path
@@ -287,6 +284,8 @@ def _let_signals_in() -> None:
 
 def tidy(site: SiteFile, *, keep: str) -> None:
     """Remove the folders of runs that ended long ago. The files of models are gone since their run's end."""
+    import shutil  # with all its kinds of archives: not before a run begins
+
     for folder in (site.work_dir / "runs").glob("fp-*"):
         with contextlib.suppress(OSError):
             if folder.name == keep or time.time() - folder.stat().st_mtime < site.keep_days * DAY:

@@ -14,89 +14,92 @@ The round trip of one attempt::
 
 from __future__ import annotations
 
-from trainer.contract.checks import ContractError
-from trainer.contract.exits import EXPLANATIONS, PERMANENT, Exit
-from trainer.contract.job import (
-    CONTRACT_VERSION,
-    INCOMING_SUBJECT,
-    Fetch,
-    JobSpec,
-    Kind,
-    LaunchTicket,
-    Put,
-    Subject,
-    spec_from_json,
-)
-from trainer.contract.names import (
-    LOG_NAME,
-    MANIFEST_NAME,
-    MAX_RUN_NAME,
-    OPTIMIZER_NAME,
-    POOL_DATASET,
-    ROOT,
-    SPEC_NAME,
-    UPDATE_NAME,
-    attempt_prefix,
-    global_model_key,
-    round_prefix,
-    run_name,
-    server_state_key,
-    shelf_folder,
-    site_of,
-)
-from trainer.contract.plan import (
-    AUGMENTATIONS,
-    LOCAL_LAYERS,
-    LOSSES,
-    NETWORKS,
-    OPTIMIZERS,
-    PRECISIONS,
-    SCHEDULES,
-    TREATMENTS,
-    Network,
-    Optimizer,
-    Region,
-    Schedule,
-    Task,
-    TrainingPlan,
-    Validation,
-    has_norm_entries,
-    plan_from_json,
-    plan_problems,
-)
-from trainer.contract.regions import regions_for
-from trainer.contract.report import (
-    CaseScore,
-    Manifest,
-    MetricRecord,
-    Phase,
-    Stored,
-    manifest_from_json,
-    metric_from_json,
-    records_in_log,
-)
-from trainer.contract.signing import (
-    MAX_JSON_BYTES,
-    attempt_key,
-    canonical_json,
-    case_key,
-    case_pseudonym,
-    metrics_token,
-    relay_token,
-    sha256_of,
-    signed,
-    site_key,
-    verified,
-)
-from trainer.contract.size import (
-    activations_of,
-    divisor,
-    input_shape,
-    parameters_of,
-    swin_width,
-    training_memory,
-    update_bytes,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.contract.checks import CONTRACT_VERSION, ContractError
+    from trainer.contract.exits import EXPLANATIONS, PERMANENT, Exit
+    from trainer.contract.job import (
+        INCOMING_SUBJECT,
+        Fetch,
+        JobSpec,
+        Kind,
+        LaunchTicket,
+        Put,
+        Subject,
+        spec_from_json,
+    )
+    from trainer.contract.names import (
+        LOG_NAME,
+        MANIFEST_NAME,
+        MAX_RUN_NAME,
+        OPTIMIZER_NAME,
+        POOL_DATASET,
+        ROOT,
+        SPEC_NAME,
+        UPDATE_NAME,
+        attempt_prefix,
+        global_model_key,
+        round_prefix,
+        run_name,
+        server_state_key,
+        shelf_folder,
+        site_of,
+    )
+    from trainer.contract.plan import (
+        AUGMENTATIONS,
+        LOCAL_LAYERS,
+        LOSSES,
+        NETWORKS,
+        OPTIMIZERS,
+        PRECISIONS,
+        SCHEDULES,
+        TREATMENTS,
+        Network,
+        Optimizer,
+        Region,
+        Schedule,
+        Task,
+        TrainingPlan,
+        Validation,
+        has_norm_entries,
+        plan_from_json,
+        plan_problems,
+    )
+    from trainer.contract.regions import regions_for
+    from trainer.contract.report import (
+        CaseScore,
+        Manifest,
+        MetricRecord,
+        Phase,
+        Stored,
+        manifest_from_json,
+        metric_from_json,
+        records_in_log,
+    )
+    from trainer.contract.signing import (
+        MAX_JSON_BYTES,
+        attempt_key,
+        canonical_json,
+        case_key,
+        case_pseudonym,
+        metrics_token,
+        relay_token,
+        sha256_of,
+        signed,
+        site_key,
+        verified,
+    )
+    from trainer.contract.size import (
+        activations_of,
+        divisor,
+        input_shape,
+        parameters_of,
+        swin_width,
+        training_memory,
+        update_bytes,
+    )
 
 __all__ = [
     "AUGMENTATIONS",
@@ -173,3 +176,16 @@ __all__ = [
     "update_bytes",
     "verified",
 ]
+
+_PARTS = ("checks", "exits", "names", "signing", "job", "plan", "regions", "report", "size")
+
+
+def __getattr__(name: str) -> Any:
+    """Return a name of :data:`__all__` when it is first asked for: a site's task begins with few of them, and making all
+    the classes of plans and reports would take half of its start."""
+    if name in __all__:
+        for part in _PARTS:  # those that import nothing of the others first
+            found = vars(import_module(f"{__name__}.{part}"))
+            if name in found:
+                return globals().setdefault(name, found[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

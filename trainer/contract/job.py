@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from trainer.contract.checks import MAX_SUBJECT, ContractError, is_pseudonym
+from trainer.contract.checks import CONTRACT_VERSION, MAX_SUBJECT, ContractError, is_pseudonym
 from trainer.contract.names import run_name
 from trainer.contract.plan import TrainingPlan, plan_from_json
-
-CONTRACT_VERSION = 1
 
 T = TypeVar("T")
 
