@@ -19,11 +19,9 @@ from fedportal.accounts.models import User
 from fedportal.experiments.models import Experiment
 from fedportal.monitoring.rows import Cursor
 from fedportal.monitoring.tail import catch_up, listen
-from fedportal.monitoring.watchers import GONE, SIGN_IN, Watcher, watcher_of
+from fedportal.monitoring.watchers import GONE, SIGN_IN, TRY_AGAIN, Watcher, watcher_of
 
 logger = logging.getLogger(__name__)
-
-TRY_AGAIN = 1011
 
 
 class LiveConsumer(AsyncWebsocketConsumer):

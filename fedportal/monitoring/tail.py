@@ -23,7 +23,7 @@ from fedportal.monitoring.fragments import Fragment
 from fedportal.monitoring.overview import Overview, overview, site_styles
 from fedportal.monitoring.relatives import Relatives, relatives_of
 from fedportal.monitoring.rows import Cursor, follow_events, follow_metrics, missed
-from fedportal.monitoring.watchers import GONE, Watcher, refused
+from fedportal.monitoring.watchers import GONE, TRY_AGAIN, Watcher, refused
 
 logger = logging.getLogger(__name__)
 
@@ -195,14 +195,29 @@ class Tail:
         self.listeners.discard(listener)
         if self.listeners:
             return
-        for place in [place for place, tail in _tails.items() if tail is self]:
-            del _tails[place]  # before anything is awaited: whoever comes now starts a tail of its own
+        self._leave()  # before anything is awaited
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
 
+    def _leave(self) -> None:
+        """Have whoever comes from here on start a tail of its own."""
+        for place in [place for place, tail in _tails.items() if tail is self]:
+            del _tails[place]
+
     async def _run(self) -> None:
+        try:
+            await self._follow()
+        except Exception:  # the experiment is gone, or its page cannot be rendered: nobody shall wait for ever
+            logger.exception("The journal of experiment %s is not followed any more", self.experiment_id)
+            self._leave()
+            for listener in self.listeners:
+                listener.put(TRY_AGAIN)
+            if not self._ready.done():
+                self._ready.set_result(None)
+
+    async def _follow(self) -> None:
         reader = await self._begin()
         self._ready.set_result(None)
         last_news = last_sent = time.monotonic()

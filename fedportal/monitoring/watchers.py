@@ -14,8 +14,8 @@ from django.utils.crypto import constant_time_compare
 from fedportal.accounts.models import User
 from fedportal.experiments.models import Experiment
 
-SIGN_IN, GONE = 4401, 4404
-"""Codes to close a socket with: signed out; no such experiment, or no longer for this person."""
+SIGN_IN, GONE, TRY_AGAIN = 4401, 4404, 1011
+"""Codes to close a socket with: signed out; no such experiment, or no longer for this person; the portal stumbled."""
 
 
 @dataclass(frozen=True)

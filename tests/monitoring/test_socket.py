@@ -1,196 +1,31 @@
-"""The socket: who may listen, that nothing is lost or doubled, that many viewers cost one reader."""
+"""The socket: that nothing is lost or doubled, that many viewers cost one reader."""
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 
 import pytest
-from asgiref.sync import sync_to_async
-from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
-from django.contrib.auth.models import AnonymousUser
-from django.contrib.sessions.models import Session
 from django.db import DatabaseError, connection
-from django.test import Client
-from django.utils import timezone
 
-from fedportal.accounts.models import User
 from fedportal.experiments import journal
 from fedportal.experiments.models import Attempt, SiteRun
 from fedportal.experiments.states import ExperimentState, SiteRunState
 from fedportal.monitoring import tail
 from fedportal.monitoring.rows import newest_cursor
 from fedportal.monitoring.watchers import Watcher
-from fedportal.routing import websocket_urlpatterns
-from tests import factories
 from tests.monitoring import scenes
+from tests.monitoring.sockets import (
+    WAIT,
+    application,
+    connected,
+    messages_until,
+    next_message,
+    steps_of,
+    texts_of,
+    write,
+)
 
-pytestmark = pytest.mark.django_db(transaction=True)
-application = URLRouter(websocket_urlpatterns)
-WAIT = 5
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(tail, "FASTEST", 0.01)
-    monkeypatch.setattr(tail, "SLOWEST", 0.02)
-
-
-@pytest.fixture
-def ada(db):
-    return factories.ada()
-
-
-@pytest.fixture
-def running(ada):
-    return scenes.make_running(ada)
-
-
-@asynccontextmanager
-async def connected(key, user, after="", shown="", session=None):
-    socket = WebsocketCommunicator(application, f"/ws/experiments/{key}/?after={after}&round={shown}")
-    socket.scope["user"] = user
-    if session is not None:
-        socket.scope["session"] = session
-    accepted, _ = await socket.connect(timeout=WAIT)
-    assert accepted
-    try:
-        yield socket
-    finally:
-        await socket.disconnect()
-
-
-async def next_message(socket):
-    while True:
-        message = json.loads(await socket.receive_from(timeout=WAIT))
-        if "beat" not in message:
-            return message
-
-
-async def messages_until(socket, done):
-    """Collect messages until ``done(message)``."""
-    found = []
-    while not found or not done(found[-1]):
-        found.append(await next_message(socket))
-    return found
-
-
-def steps_of(messages, site="mainz"):
-    return [p[2] for m in messages for s in m["series"] if s["site"] == site for p in s["points"]]
-
-
-def texts_of(messages):
-    return [f["html"] for m in messages for f in m["fragments"] if f["into"] == "feed"]
-
-
-async def close_code(socket):
-    while True:
-        output = await socket.receive_output(timeout=WAIT)
-        if output["type"] == "websocket.close":
-            return output.get("code")
-
-
-@sync_to_async
-def write(function, *args, **kwargs):
-    return function(*args, **kwargs)
-
-
-# --- who may listen -------------------------------------------------------------------------------
-
-
-async def test_who_is_not_signed_in_is_told_to(running):
-    async with connected(running.key, AnonymousUser()) as socket:
-        assert await close_code(socket) == 4401
-
-
-@pytest.mark.parametrize("key", ["own", "unknown"])
-async def test_a_stranger_learns_nothing_not_even_that_it_exists(running, key):
-    eve = await write(factories.eve)
-    async with connected(running.key if key == "own" else "aaaaaaaa", eve) as socket:
-        assert await close_code(socket) == 4404
-
-
-@pytest.mark.parametrize("who", ["owner", "viewer", "steward", "otto", "audrey"])
-async def test_who_may_see_the_experiment_may_listen(running, ada, who):
-    def person():
-        if who == "owner":
-            return ada
-        if who == "viewer":
-            bob = factories.make_user("bob")
-            running.viewers.add(bob)
-            return bob
-        if who == "steward":
-            stella = factories.stella()
-            running.participations.first().site.stewards.add(stella)
-            return stella
-        return getattr(factories, who)()
-
-    async with connected(running.key, await write(person)) as socket:
-        assert (await next_message(socket))["state"] == "running"
-
-
-async def test_a_viewer_who_loses_the_right_gets_nothing_more(running):
-    bob = await write(factories.make_user, "bob")
-    await write(running.viewers.add, bob)
-    async with connected(running.key, bob) as socket:
-        await next_message(socket)
-        await write(running.viewers.remove, bob)
-        await write(journal.record, running, "note", "A secret")
-        seen = []
-        while (output := await socket.receive_output(timeout=WAIT))["type"] == "websocket.send":
-            seen.append(output["text"])
-        assert output["code"] == 4404
-        assert not any("A secret" in text for text in seen)
-
-
-async def test_a_person_who_is_switched_off_is_sent_away(running, ada):
-    async with connected(running.key, ada) as socket:
-        await next_message(socket)
-        await write(User.objects.filter(pk=ada.pk).update, is_active=False)
-        await write(journal.record, running, "note", "More")
-        assert await close_code(socket) == 4404
-
-
-def signed_in(person):
-    """Sign somebody in, as the page does; return the browser."""
-    browser = Client()
-    browser.force_login(person)
-    return browser
-
-
-def sign_out(browser):
-    browser.post("/accounts/logout/")
-
-
-def change_password(browser):
-    values = {
-        "old_password": factories.PASSWORD,
-        "new_password1": "a-long-secret-77",
-        "new_password2": "a-long-secret-77",
-    }
-    assert browser.post("/accounts/password/", values).status_code == 302
-
-
-def run_out(browser):
-    Session.objects.filter(session_key=browser.session.session_key).update(expire_date=timezone.now())
-
-
-@pytest.mark.parametrize("end", [sign_out, change_password, run_out])
-async def test_a_socket_closes_when_its_sign_in_ends_elsewhere_and_others_go_on(running, ada, end):
-    here, there = await write(signed_in, ada), await write(signed_in, ada)
-    session = await write(lambda: here.session)
-    async with connected(running.key, ada, session=session) as socket:
-        await next_message(socket)
-        await write(sign_out, there)
-        await write(journal.record, running, "note", "Still here")
-        await messages_until(socket, lambda m: any("Still here" in text for text in texts_of([m])))
-        await write(end, here)
-        await write(journal.record, running, "note", "A secret")
-        seen = []
-        while (output := await socket.receive_output(timeout=WAIT))["type"] == "websocket.send":
-            seen.append(output["text"])
-        assert output["code"] == 4401
-        assert not any("A secret" in text for text in seen)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("quick")]
 
 
 # --- exactly what came after ----------------------------------------------------------------------
@@ -352,6 +187,34 @@ async def test_a_database_that_fails_for_a_moment_ends_no_tail(running, ada, mon
         await write(journal.record, running, "note", "It goes on.")
         assert texts_of(await messages_until(socket, lambda m: texts_of([m])))
     assert failures == []
+
+
+async def test_a_reader_that_stumbles_sends_its_viewers_away_and_the_next_starts_anew(running, ada, monkeypatch):
+    original, failures = tail.Reader.look, []
+
+    def look(self, watchers):
+        if failures:
+            raise failures.pop()
+        return original(self, watchers)
+
+    monkeypatch.setattr(tail.Reader, "look", look)
+    async with connected(running.key, ada) as one, connected(running.key, ada) as other:
+        for socket in (one, other):
+            await next_message(socket)
+        failures.append(ZeroDivisionError("a bug"))
+        for socket in (one, other):
+            while (said := await socket.receive_output(timeout=WAIT))["type"] == "websocket.send":
+                pass
+            assert (said["type"], said["code"]) == ("websocket.close", 1011)
+        async with connected(running.key, ada) as again:
+            await next_message(again)
+            await write(journal.record, running, "note", "It goes on.")
+            assert texts_of(await messages_until(again, lambda m: texts_of([m])))
+
+
+async def test_an_experiment_that_is_deleted_meanwhile_keeps_nobody_waiting(ada):
+    async with asyncio.timeout(WAIT), tail.listen(10**9, Watcher(ada.pk)) as listener:
+        assert await listener.get() == 1011
 
 
 async def test_a_socket_that_reads_too_slowly_is_closed_and_not_kept_in_memory():
