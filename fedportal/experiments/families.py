@@ -8,9 +8,7 @@ from django.utils import timezone
 
 from fedportal.experiments import journal
 from fedportal.experiments.models import MEAN, Event, Experiment, Kind
-from fedportal.experiments.states import ExperimentState
-
-ACTIVE = (ExperimentState.RUNNING, ExperimentState.PAUSED, ExperimentState.CANCELLING)
+from fedportal.experiments.states import ACTIVE, ExperimentState
 
 
 def rounds_beside(main: Experiment, kind: str, sites: int) -> int:

@@ -329,7 +329,6 @@ STRATEGY_SETTINGS = tuple(
 
 ALL_SETTINGS = SETTINGS + STRATEGY_SETTINGS
 BY_NAME = {setting.name: setting for setting in ALL_SETTINGS}
-BY_FIELD = {setting.field: setting for setting in ALL_SETTINGS}
 
 
 def of_section(section: str) -> list[tuple[Group, list[Setting]]]:

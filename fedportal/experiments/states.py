@@ -134,6 +134,8 @@ MOVES: dict[State, frozenset[State]] = {
     _S.CANCELLED: frozenset(),
 }
 
+ACTIVE = frozenset({_E.RUNNING, _E.PAUSED, _E.CANCELLING})
+"""States of an experiment that has begun and is not over."""
 LIVE_ROUND = frozenset(_R) - {_R.DONE, _R.FAILED, _R.CANCELLED}
 AT_SITE = frozenset({_S.DISPATCHED, _S.RUNNING})
 """Site-run states in which a remote run may exist."""

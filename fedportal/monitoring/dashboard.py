@@ -8,11 +8,10 @@ from django.db.models import Q
 
 from fedportal.accounts.models import User
 from fedportal.experiments.models import Event, Experiment, GlobalModel
-from fedportal.experiments.states import ExperimentState
+from fedportal.experiments.states import ACTIVE, ExperimentState
 from fedportal.monitoring.figures import sparkline
 from fedportal.sites.models import Health, Site
 
-ACTIVE = (ExperimentState.RUNNING, ExperimentState.PAUSED, ExperimentState.CANCELLING)
 ACTIVE_SHOWN, RECENT_SHOWN, EVENTS_SHOWN, SITES_SHOWN = 12, 6, 8, 12
 
 
@@ -55,10 +54,6 @@ class Board:
     def is_new(self) -> bool:
         """Whether there is no experiment yet that the person could look at."""
         return not (self.active or self.recent or self.drafts)
-
-    @property
-    def troubled_sites(self) -> int:
-        return sum(site.health is not Health.HEALTHY for site in self.sites)
 
 
 def dashboard_of(user: User) -> Board:

@@ -126,11 +126,6 @@ def drawn(experiment_id: int) -> QuerySet[Metric]:
     return Metric.objects.filter(experiment_id=experiment_id, name__in=DRAWN)
 
 
-def every_metric(experiment_id: int) -> Iterator[Metric]:
-    """Stream all metrics in order, for exports: memory stays flat."""
-    return Metric.objects.filter(experiment_id=experiment_id).order_by("id").iterator(chunk_size=BATCH)
-
-
 def page_rows(experiment: Experiment) -> tuple[list[Row], bool]:
     """Return the rows that the page draws first, and whether they were thinned out (:data:`POINTS_IN_PAGE`)."""
     rows = drawn(experiment.pk)

@@ -8,7 +8,7 @@ from django.utils import timezone
 from fedportal.experiments import services
 from fedportal.experiments.forms import SECTIONS, ComparisonForm, QuestionForm, RecipeForm, RoundsForm, SitesForm
 from fedportal.experiments.readiness import checklist
-from fedportal.experiments.recipe import BY_FIELD, SETTINGS
+from fedportal.experiments.recipe import ALL_SETTINGS, SETTINGS
 from fedportal.sites.models import Site
 from tests.factories import make_dataset, make_plan, make_site
 
@@ -174,9 +174,10 @@ def test_small_numbers_are_shown_without_an_exponent(draft):
 
 
 def test_every_setting_has_help_and_range_or_default_beside_it(draft):
+    settings = {setting.field: setting for setting in ALL_SETTINGS}
     for form in (RecipeForm(experiment=draft), RoundsForm(experiment=draft), ComparisonForm(experiment=draft)):
         for name, field in form.fields.items():
-            if setting := BY_FIELD.get(name):
+            if setting := settings.get(name):
                 assert setting.help in field.help_text
                 assert setting.range_text in field.help_text
                 assert field.unit == setting.unit

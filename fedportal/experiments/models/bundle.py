@@ -10,14 +10,13 @@ from django.db.models import Q
 from django.utils import timezone
 
 from fedportal.experiments.models.model import GlobalModel
-from fedportal.experiments.states import ExperimentState
+from fedportal.experiments.states import ACTIVE
 
 
 class BundleRequestQuerySet(models.QuerySet["BundleRequest"]):
     def due(self, now: datetime) -> BundleRequestQuerySet:
         """What an orchestrator should take up: asked for or left lying by a dead one, and the scores are in the rows."""
-        active = (ExperimentState.RUNNING, ExperimentState.PAUSED, ExperimentState.CANCELLING)
-        is_measured = Q(model__dice__isnull=False) | ~Q(model__experiment__state__in=active)
+        is_measured = Q(model__dice__isnull=False) | ~Q(model__experiment__state__in=ACTIVE)
         return self.exclude(state=BundleRequest.State.FAILED).filter(
             is_measured, Q(lease_until=None) | Q(lease_until__lte=now)
         )

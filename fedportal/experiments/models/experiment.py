@@ -14,7 +14,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from fedportal.experiments.models.scores import best_of
-from fedportal.experiments.states import ExperimentState
+from fedportal.experiments.states import ACTIVE, ExperimentState
 from fedportal.sites.models import Dataset, Site
 from trainer.contract import TrainingPlan, plan_from_json
 
@@ -90,8 +90,7 @@ class ExperimentQuerySet(models.QuerySet["Experiment"]):
         rounds = self.model.rounds.rel.related_model.objects.filter(experiment=OuterRef("pk"))
         measured = self.model.models.rel.related_model.objects.filter(experiment=OuterRef("pk")).exclude(dice=None)
         parts = Participation.objects.filter(experiment=OuterRef("pk")).order_by()
-        active = [ExperimentState.RUNNING, ExperimentState.PAUSED, ExperimentState.CANCELLING]
-        left = Experiment.objects.filter(head=OuterRef("pk"), state__in=active).order_by()
+        left = Experiment.objects.filter(head=OuterRef("pk"), state__in=ACTIVE).order_by()
         return self.annotate(
             runs_left=Coalesce(Subquery(left.values("head").annotate(count=Count("pk")).values("count")), 0),
             round_now=Subquery(rounds.order_by("-number").values("number")[:1]),
@@ -277,7 +276,7 @@ class Experiment(models.Model):
 
     @property
     def is_active(self) -> bool:
-        return self.status in (ExperimentState.RUNNING, ExperimentState.PAUSED, ExperimentState.CANCELLING)
+        return self.status in ACTIVE
 
     @property
     def current_round(self) -> Round | None:
