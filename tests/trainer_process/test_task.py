@@ -181,8 +181,9 @@ def test_without_a_warm_trainer_the_run_starts_cold(tmp_path: Path) -> None:
     ticket = LaunchTicket("fp-abcd-r1-mainz-a1", "http://127.0.0.1:9/b/k?X-Amz-Signature=x")
     process = task.start(ticket)
     try:
-        wait_for(lambda: task.lives(ticket.run), seconds=60)
-        pid = int((task.work_dir / "runs" / ticket.run / "pid").read_text())
+        file = task.work_dir / "runs" / ticket.run / "pid"
+        wait_for(lambda: file.exists() and task.lives(ticket.run), seconds=60)
+        pid = int(file.read_text())
         assert os.getsid(pid) == pid != process.pid
         process.send_signal(signal.SIGTERM)
         code, lines = ended(process)
