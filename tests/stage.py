@@ -24,6 +24,8 @@ from fedportal.demo.processes import die_with_parent
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
 SITES = ("graz", "mainz", "ulm")
+READY = 300.0
+"""Seconds in which a process begins to answer, even on a crowded machine."""
 
 
 class Stage:
@@ -65,7 +67,7 @@ class Stage:
     def start(self, *names: str) -> None:
         for name in names:
             if name == "store":
-                self.weed.start()
+                self.weed.start(timeout=READY)
                 continue
             commands: dict[str, Sequence[str]] = {
                 "portal": ["-m", "daphne", "-b", HOST, "-p", str(self.port), "fedportal.asgi:application"],
@@ -193,7 +195,7 @@ class Stage:
 
     # --- waiting ----------------------------------------------------------------------------------
 
-    def _wait(self, ready: Any, timeout: float = 90) -> None:
+    def _wait(self, ready: Any, timeout: float = READY) -> None:
         end = time.monotonic() + timeout
         while not ready():
             if time.monotonic() > end:
