@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
@@ -227,6 +228,10 @@ def why_refused(url: str) -> str:
         return "The address must not hold a user name or password; they have fields of their own."
     if host in METADATA_NAMES or _is_forbidden(host):
         return f"{host} is an address that no site has."
+    if not _is_listed(host):
+        return (
+            f"{host} is not among the hosts that this portal may call. An operator lists them (FEDPORTAL_SITE_HOSTS)."
+        )
     if parts.scheme == "http" and not _is_loopback(host) and not _http_is_allowed():
         return "Sites are reached by https:// only."
     return ""
@@ -245,6 +250,12 @@ _PORTS = {"http": 80, "https": 443}
 
 def _http_is_allowed() -> bool:
     return os.environ.get("FEDPORTAL_ALLOW_HTTP_SITES", "").lower() in ("1", "true", "yes", "on")
+
+
+def _is_listed(host: str) -> bool:
+    """Say whether a host is one that the portal's operator allows; all are, where none is listed."""
+    listed = os.environ.get("FEDPORTAL_SITE_HOSTS", "").lower().replace(",", " ").split()
+    return not listed or any(fnmatchcase(host, pattern) for pattern in listed)
 
 
 def _is_forbidden(host: str) -> bool:

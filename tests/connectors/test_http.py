@@ -139,6 +139,18 @@ def test_plain_http_is_a_decision_of_the_operator(monkeypatch: pytest.MonkeyPatc
     assert host_allowed("http://hospital.example")
 
 
+def test_only_listed_hosts_are_called_where_an_operator_lists_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDPORTAL_SITE_HOSTS", "*.Hospital.example, 10.1.2.3 10.9.9.*")
+    for host in ("kaapana.hospital.example", "10.1.2.3:8443", "10.9.9.7", "KAAPANA.HOSPITAL.EXAMPLE."):
+        assert host_allowed(f"https://{host}/flow")
+    for host in ("hospital.example", "hospital.example.evil.example", "10.1.2.34", "127.0.0.1"):
+        assert not host_allowed(f"https://{host}")
+        with pytest.raises(SiteRefused, match="FEDPORTAL_SITE_HOSTS"):
+            Http(f"https://{host}").get("x")
+    monkeypatch.setenv("FEDPORTAL_SITE_HOSTS", "*")
+    assert not host_allowed("https://169.254.169.254/latest")
+
+
 def test_a_name_that_leads_to_a_forbidden_address_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedportal.connectors.http._is_forbidden", lambda host: host == "127.0.0.1")
     with pytest.raises(SiteRefused, match="no site has"):
