@@ -71,9 +71,11 @@ def report(site: SiteFile, conf: dict[str, Any]) -> dict[str, Any]:
     if portal := str(conf.get("portal") or ""):
         found["portal"] = _ask_portal(portal)
     if isinstance(conf.get("store"), dict):
+        # Where the site has polled for them, Kaapana has escaped addresses as if they were HTML.
+        addresses = {way: html.unescape(str(conf["store"].get(way) or "")) for way in ("get", "put")}
         run = str(conf.get("run") or "")
         relay = Relay.from_environment(run, attempt_key(bytes.fromhex(site.key), run)) if run else None
-        found["store"] = _relayed_round_trip(conf["store"], relay) if relay else _round_trip(conf["store"])
+        found["store"] = _relayed_round_trip(addresses, relay) if relay else _round_trip(addresses)
     return found
 
 
@@ -114,16 +116,16 @@ def _ask_portal(url: str) -> dict[str, Any]:
     return {"ok": answer.status_code < 400, "error": "" if answer.status_code < 400 else f"HTTP {answer.status_code}"}
 
 
-def _round_trip(addresses: dict[str, Any]) -> dict[str, Any]:
+def _round_trip(addresses: Mapping[str, str]) -> dict[str, Any]:
     session = new_session()
     try:
         start = time.monotonic()
-        got = session.get(str(addresses["get"]), timeout=TIMEOUT, allow_redirects=False)
+        got = session.get(addresses["get"], timeout=TIMEOUT, allow_redirects=False)
         down = time.monotonic() - start
         if got.status_code != 200:
             raise StoreSaidNo(f"fetching gave {got.status_code}")
         start = time.monotonic()
-        put = session.put(str(addresses["put"]), data=got.content, timeout=TIMEOUT, allow_redirects=False)
+        put = session.put(addresses["put"], data=got.content, timeout=TIMEOUT, allow_redirects=False)
         up = time.monotonic() - start
         if put.status_code not in (200, 201, 204):
             raise StoreSaidNo(f"putting gave {put.status_code}")
@@ -135,14 +137,14 @@ def _round_trip(addresses: dict[str, Any]) -> dict[str, Any]:
     return {"ok": True, "error": "", "bytes": len(got.content), "sha256": digest, "down_s": down, "up_s": up}
 
 
-def _relayed_round_trip(addresses: dict[str, Any], relay: Relay) -> dict[str, Any]:
+def _relayed_round_trip(addresses: Mapping[str, str], relay: Relay) -> dict[str, Any]:
     courier = Courier(patience=0.0, read_timeout=TIMEOUT[1], relay=relay)
     try:
         start = time.monotonic()
-        data = courier.fetch_bytes(str(addresses["get"]), "a small object")
+        data = courier.fetch_bytes(addresses["get"], "a small object")
         down = time.monotonic() - start
         start = time.monotonic()
-        courier.put(Put(url=str(addresses["put"])), data, "a small object")
+        courier.put(Put(url=addresses["put"]), data, "a small object")
         up = time.monotonic() - start
     except Fault as fault:
         return {"ok": False, "error": fault.message}
