@@ -35,7 +35,13 @@ FIELDS = (
         ),
     ),
     Field("client_id", "Client", "Id of the client in Keycloak.", default="fedportal"),
-    Field("client_secret", "Client's secret", "Needed to sign in as a client; a public client has none.", kind="secret", required=False),
+    Field(
+        "client_secret",
+        "Client's secret",
+        "Needed to sign in as a client; a public client has none.",
+        kind="secret",
+        required=False,
+    ),
     Field("username", "User", "For the sign-in with user and password.", required=False),
     Field("password", "Password", "For the sign-in with user and password.", kind="secret", required=False),
     Field(

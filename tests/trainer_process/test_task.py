@@ -265,9 +265,8 @@ def test_a_check_measures_the_way_to_the_store(tmp_path: Path, bench: Bench) -> 
         "get": bench.store.presign_get("fedportal/checks/x", hour),
         "put": bench.store.presign_put("fedportal/checks/y", hour),
     }
-    escaped = {
-        way: html.escape(address) for way, address in addresses.items()
-    }  # as a Kaapana that polls passes them on
+    # as a Kaapana that polls passes them on
+    escaped = {way: html.escape(address) for way, address in addresses.items()}
     _, (report,) = ended(Task(tmp_path).start(LaunchTicket("check-1", ""), "check", store=escaped))
     assert (report["store"]["ok"], report["store"]["bytes"]) == (True, 1000)
     assert bench.store.get_bytes("fedportal/checks/y") == bytes(1000)
