@@ -33,9 +33,9 @@ SILENCE = 3.0
 """Seconds after which an ended task that has not said that it began is believed: its log, or its start, may come late."""
 OPEN_TASK = ("running", "queued", "scheduled", "restarting")
 LOG_CHUNK = 256 * 1024
-GRACE = 30.0
-"""Seconds in which a cancelled run's processes must have ended: Airflow tells its tasks at their next heartbeat, which
-takes 1 to 6 s on a machine at rest and several times as long on a crowded one."""
+GRACE = 60.0
+"""Seconds in which Airflow must take a cancel, and from then on seconds in which the run's processes must have ended:
+tasks are told at their next heartbeat, which takes 1 to 6 s on a machine at rest and many times as long on a crowded one."""
 LOOK_AGAIN = 0.5
 PROBE_EVERY = 600.0
 FRESH = 1.0
@@ -190,19 +190,21 @@ class AirflowConnector(Configured):
         # also when it was cancelled before: nobody knows whether that call waited until the processes were gone
         begin = self._clock()
         told = float("-inf") if found.state in ("queued", "running") else begin
+        end = begin + GRACE
         while True:
             try:
                 # again after a while: a task of Airflow 2 that was about to start overwrites what it was told, and runs
                 if self._clock() > told + SILENCE and (told < begin or self._is_open(airflow, run)):
                     airflow.fail(self._dag_of[run], run, CANCELLED_NOTE)
+                    end = self._clock() + GRACE if told < begin else end
                     told = self._clock()
                 if self._is_gone(airflow, run, patient=self._clock() < told + SILENCE):
                     return
             except SiteUnreachable:
                 # it answers 500 when another of its processes wrote to the database first, and is told again
-                if self._clock() > begin + GRACE:
+                if self._clock() > end:
                     raise
-            if self._clock() > begin + GRACE:
+            if self._clock() > end:
                 raise SiteMisbehaved(
                     f"Airflow was told to end {run}, and its processes go on.",
                     remedy="End the task in Airflow's web interface, or its process on the machine.",

@@ -24,6 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 USER = "fedportal"
 STOP_PATIENCE = 6.0
+LOCKED_PATIENCE = 20
+"""Seconds that Airflow waits for another of its processes to have written. After the 5 s of SQLite's own it answers 500,
+as happens on a crowded machine, where the writer does not get on."""
 
 _CREATE_USER_2 = """
 from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
@@ -198,6 +201,7 @@ class AirflowServer:
             "AIRFLOW__CORE__PARALLELISM": "2",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.folder / 'airflow.db'}?timeout={LOCKED_PATIENCE}",
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.folder / "logs"),
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
             "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",

@@ -21,6 +21,10 @@ SCHEDULER_TURN = 2.0
 """Seconds after which Airflow 2's scheduler has forgotten a run that ended: what it has in hand it would write anew."""
 
 
+PATIENCE = 600.0
+"""Seconds that an Airflow may take to come up: 10 on a machine at rest, minutes where forty others want the processor."""
+
+
 class Hospital:
     """``folder`` holds all of it. The warm trainer does scripted work; a cold one would be the real trainer."""
 
@@ -33,10 +37,10 @@ class Hospital:
     def start(self) -> Hospital:
         self.data_root.mkdir(parents=True)
         self.install()
-        self.warm.start_server(timeout=30)
-        self.server.start()
-        self.server.wait_for_dag("fp-train")
-        self.server.wait_for_dag("fp-check")
+        self.warm.start_server(timeout=PATIENCE)
+        self.server.start(timeout=PATIENCE)
+        self.server.wait_for_dag("fp-train", timeout=PATIENCE)
+        self.server.wait_for_dag("fp-check", timeout=PATIENCE)
         return self
 
     def install(self, *more: str) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-import time
-from contextlib import closing
+from contextlib import closing, suppress
+from threading import Event, Thread
 
 import pytest
 
 from fedportal.connectors.airflow import AirflowConnector
 from fedportal.connectors.base import RunState
 from fedportal.connectors.errors import SiteUnreachable
-from tests.airflow.hospital import Hospital
+from tests.airflow.hospital import PATIENCE, Hospital
 from tests.trainer_process.bench import Bench, wait_for
 from trainer.contract import LaunchTicket
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.store, pytest.mark.slow]
 
 def at_work(hospital: Hospital, site: AirflowConnector, ticket: LaunchTicket) -> None:
     site.launch(ticket)
-    wait_for(lambda: hospital.is_alive(ticket.run), seconds=90)
+    wait_for(lambda: hospital.is_alive(ticket.run), seconds=300)
 
 
 def begins(hospital: Hospital, run: str) -> int:
@@ -42,10 +42,10 @@ def test_a_run_outlives_an_airflow_that_is_killed_and_runs_once(hospital: Hospit
     with pytest.raises(SiteUnreachable):
         site.poll(ticket.run)
     assert hospital.is_alive(ticket.run)
-    hospital.server.start()
-    wait_for(lambda: bench.has(ticket, "manifest.json"), seconds=90)
+    hospital.server.start(timeout=PATIENCE)
+    wait_for(lambda: bench.has(ticket, "manifest.json"), seconds=300)
     # Airflow misses the heartbeats of its task, and starts it again: the task finds that all is done
-    wait_for(lambda: state_of(site, ticket.run) is RunState.SUCCEEDED, seconds=150)
+    wait_for(lambda: state_of(site, ticket.run) is RunState.SUCCEEDED, seconds=300)
     assert bench.manifest(ticket).exit_code == 0
     assert begins(hospital, ticket.run) == 1
 
@@ -53,20 +53,24 @@ def test_a_run_outlives_an_airflow_that_is_killed_and_runs_once(hospital: Hospit
 def test_a_database_that_is_locked_is_a_passing_fault(hospital: Hospital, bench: Bench) -> None:
     site, ticket = hospital.connector(), bench.ticket("quick", attempt=4)
     site.poll(ticket.run)
-    with closing(sqlite3.connect(hospital.server.folder / "airflow.db", timeout=30, isolation_level=None)) as lock:
-        lock.execute("begin exclusive")
-        end = time.monotonic() + 6
-        try:
-            while time.monotonic() < end:
-                try:
-                    site.launch(ticket)
-                    break
-                except SiteUnreachable:
-                    continue
-        finally:
-            lock.execute("rollback")
-    wait_for(lambda: _launched(site, ticket), seconds=90)
-    wait_for(lambda: state_of(site, ticket.run) is RunState.SUCCEEDED, seconds=60)
+    taken, over = Event(), Event()
+
+    def lock() -> None:
+        with closing(sqlite3.connect(hospital.server.folder / "airflow.db", timeout=60, isolation_level=None)) as db:
+            db.execute("begin exclusive")
+            taken.set()
+            over.wait(6)
+            db.execute("rollback")
+
+    writer = Thread(target=lock)
+    writer.start()
+    assert taken.wait(60)
+    with suppress(SiteUnreachable):  # Airflow waits until it can write, or answers 500
+        site.launch(ticket)
+    over.set()
+    writer.join()
+    wait_for(lambda: _launched(site, ticket), seconds=300)
+    wait_for(lambda: state_of(site, ticket.run) is RunState.SUCCEEDED, seconds=300)
     assert begins(hospital, ticket.run) == 1
 
 
@@ -82,8 +86,8 @@ def test_an_airflow_that_is_shut_down_ends_its_runs_or_lets_them_finish(hospital
     site, ticket = hospital.connector(), bench.ticket("seconds", attempt=5)
     at_work(hospital, site, ticket)
     hospital.server.stop()
-    hospital.server.start()
-    wait_for(lambda: state_of(site, ticket.run) in (RunState.SUCCEEDED, RunState.FAILED), seconds=150)
+    hospital.server.start(timeout=PATIENCE)
+    wait_for(lambda: state_of(site, ticket.run) in (RunState.SUCCEEDED, RunState.FAILED), seconds=300)
     status = site.poll(ticket.run)
     if status.state is RunState.SUCCEEDED:
         assert bench.manifest(ticket).exit_code == 0
@@ -99,7 +103,7 @@ def test_a_run_whose_time_is_up_is_ended_once_and_for_all(hospital: Hospital, be
     hospital.install("--hours", "0.002")
     try:
         at_work(hospital, site, ticket)
-        wait_for(lambda: state_of(site, ticket.run) is RunState.FAILED, seconds=60)
+        wait_for(lambda: state_of(site, ticket.run) is RunState.FAILED, seconds=300)
     finally:
         hospital.install()
     assert "its time was up" in site.poll(ticket.run).message

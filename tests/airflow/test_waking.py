@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.airflow.hospital import Hospital
+from tests.airflow.hospital import PATIENCE, Hospital
 from tests.stage import report_of
 
 pytestmark = [pytest.mark.store, pytest.mark.slow]
@@ -25,7 +25,7 @@ def test_a_portal_that_asks_its_sites_once_an_hour_takes_every_update_at_once(
         ways = json.loads(report_of("tests.airflow.waking", *options, to=tmp_path / "report.json"))
     finally:
         running_hospital.install()
-        running_hospital.server.wait_for_dag("fp-train")
+        running_hospital.server.wait_for_dag("fp-train", timeout=PATIENCE)
     for told in (ways["told"], ways["silent"]):
         assert told["state"] == "completed", told["journal"]
         assert len(told["taken_after"]) == 6, "three sites, a round and the measuring of the model"
