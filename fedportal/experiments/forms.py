@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from django import forms
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 
 from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import STRATEGIES, Strategy
@@ -164,13 +164,16 @@ EXPERIMENTS_OFFERED = 100
 
 def models_to_start_from(experiment: Experiment) -> QuerySet[GlobalModel]:
     """Return what a draft can start from: of each experiment that its owner sees and that fits, the newest and the best
-    model, and what is chosen already. The API takes any model that fits."""
+    model; of the one that it is a copy of, every model; and what is chosen already. The API takes any model that fits."""
     others = Experiment.objects.visible_to(experiment.owner).exclude(models=None).exclude(kind=Kind.CROSS_SITE)
     others = others.prefetch_related("models")
+    origin = Q(pk=experiment.cloned_from_id)
     found = {experiment.initial_model_id}
-    for other in others[:EXPERIMENTS_OFFERED]:
+    for other in [*others.filter(origin), *others.exclude(origin)[:EXPERIMENTS_OFFERED]]:
         trained = [model for model in other.models.all() if model.round_number]
-        for model in {best_of(trained, other.best_by), trained[-1] if trained else None} - {None}:
+        if other.pk != experiment.cloned_from_id:
+            trained = [model for model in {best_of(trained, other.best_by), *trained[-1:]} if model]
+        for model in trained:
             model.experiment = other
             if not initial_model_problem(model, experiment.plan):
                 found.add(model.pk)

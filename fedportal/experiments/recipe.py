@@ -215,7 +215,9 @@ SETTINGS: tuple[Setting, ...] = (
         low=0, high=0.9, advanced=True,
     ),
     Setting(
-        "initial_model", "Start from", "A global model of the same task and network, instead of random weights. Save a changed network first.",
+        "initial_model", "Start from",
+        "A global model of the same task and network, instead of random weights: the newest or the best of an experiment, "
+        "of the one that this is a copy of any. Save a changed network first.",
         _K.MODEL, "network", optional=True, empty="random weights", advanced=True, of_plan=False,
     ),
     Setting("loss", "Loss", "What training makes small. Dice copes with small structures.", _K.CHOICE, "training", choices=LOSS_CHOICES),

@@ -87,6 +87,14 @@ def test_newest_and_best_model_of_what_one_sees_and_what_fits_are_offered(draft,
     assert "round 1, Dice 0.800" in str(RecipeForm(experiment=draft)["initial_model"])
 
 
+def test_a_copy_may_start_from_any_round_of_its_original(draft, source, owner):
+    copy = services.clone(experiment=source, by=owner)
+    services.update_draft(experiment=copy, by=owner, plan=draft.plan)
+    copy.refresh_from_db()
+    assert [model.round_number for model in models_to_start_from(copy)] == [1, 2, 3]
+    assert [model.round_number for model in models_to_start_from(draft)] == [1, 3]
+
+
 # --- the form ---------------------------------------------------------------------------------------
 
 
