@@ -7,6 +7,7 @@ was readable, a manifest still tells the portal what and why.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -22,6 +23,8 @@ from typing import Any
 
 from trainer.contract import (
     CONTRACT_VERSION,
+    MANIFEST_NAME,
+    SPEC_NAME,
     ContractError,
     Exit,
     JobSpec,
@@ -30,7 +33,8 @@ from trainer.contract import (
     Stored,
     attempt_key,
     metrics_token,
-    shelf_folder,
+    on_shelf,
+    shelf_of,
     signed,
     spec_from_json,
     verified,
@@ -64,7 +68,8 @@ class Job:
     key: str
     site: Site
     shelf: Path | None = None
-    """Where the portal, on this machine, leaves objects and looks for them; ``None``: it is elsewhere."""
+    """The round's folder in which the portal, on this machine, leaves objects and looks for them; ``None``: it is
+    elsewhere."""
 
     @property
     def folder(self) -> Path:
@@ -89,7 +94,7 @@ def job_from_json(document: Any) -> Job:
                 threads=int(document.get("threads") or 0),
                 pool=tuple(Member.from_json(member) for member in document.get("pool") or ()),
             ),
-            shelf=Path(document["shelf"]) if document.get("shelf") else None,
+            shelf=Path(document["shelf"]) / shelf_of(run) if document.get("shelf") else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Fault(Exit.BAD_JOB, f"The launcher's job is not valid: {error}.") from error
@@ -163,6 +168,7 @@ def exchange(
         say=lambda message: log.say(message, level="warning"),
         relay=Relay.from_environment(job.run, job.key),
     )
+    courier.shelf = Shelf(job.shelf)
     try:
         spec = _read_spec(job, courier)
     except Exception as error:
@@ -170,8 +176,6 @@ def exchange(
         code, message = _explained(error, log)
         settle(code, message)
         return code
-    if job.shelf is not None:
-        courier.shelf = Shelf(job.shelf / shelf_folder(spec.experiment, spec.round))
     report = Reporter(
         spec.run,
         log=log,
@@ -189,10 +193,11 @@ def exchange(
         code, message = _explained(error, log)
         courier.patience = min(courier.patience, FAREWELL_PATIENCE)
     try:
-        _push_log(spec, job, courier)
-        courier.put(
-            spec.manifest, signed(_manifest(spec, ledger, report, code, message).to_json(), job.key), "the manifest"
-        )
+        if job.shelf is None:  # a portal on this machine reads the log where it is
+            _push_log(spec, job, courier)
+        manifest = signed(_manifest(spec, ledger, report, code, message).to_json(), job.key)
+        courier.put(spec.manifest, manifest, "the manifest")
+        courier.shelf.write(on_shelf(spec.run, MANIFEST_NAME), manifest)
         # a portal on this machine sees the end of the run itself, and finds in the manifest what it was not told
         needs_telling = job.shelf is None
     except Exception as error:
@@ -212,18 +217,25 @@ def end_this_process() -> None:
 
 
 def _read_spec(job: Job, courier: Courier) -> JobSpec:
-    data = courier.fetch_bytes(job.spec_url, "the job")
     try:
-        document = verified(data, job.key)
-    except ContractError as error:
-        raise Fault(Exit.BAD_SIGNATURE) from error
-    try:
-        spec = spec_from_json(document)
+        spec = spec_from_json(_read_document(job, courier))
     except ContractError as error:
         raise Fault(Exit.BAD_JOB, f"({error})") from error
     if spec.run != job.run:
         raise Fault(Exit.BAD_JOB, f"The job is that of {spec.run}, not of {job.run}.")
     return spec
+
+
+def _read_document(job: Job, courier: Courier) -> dict[str, Any]:
+    """Return the job, verified, from the shelf or else from the store."""
+    lent = courier.shelf.read(on_shelf(job.run, SPEC_NAME))
+    if lent is not None:
+        with contextlib.suppress(ContractError):
+            return verified(lent, job.key)
+    try:
+        return verified(courier.fetch_bytes(job.spec_url, "the job"), job.key)
+    except ContractError as error:
+        raise Fault(Exit.BAD_SIGNATURE) from error
 
 
 def _pull_work_push(spec: JobSpec, job: Job, ledger: _Ledger, courier: Courier, report: Reporter, work: Work) -> None:

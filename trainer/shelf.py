@@ -1,7 +1,8 @@
 """A folder in which portal and run, when they share a machine, leave objects for each other.
 
-It saves reading an object back from the store through which it travels in any case; it never stands in for it. What
-lies there is named by its SHA-256 and believed only when that is right. What is not there is fetched.
+It saves reading an object back from the store through which it travels in any case; it never stands in for it. Weights
+are named by their SHA-256 and believed only when that is right; a document is believed only when its signature is. What
+is not there is fetched.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from trainer.contract import Fetch, Stored
+from trainer.contract import MAX_JSON_BYTES, Fetch, Stored
 
 
 class Shelf:
@@ -40,3 +41,18 @@ class Shelf:
             with contextlib.suppress(OSError):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 os.link(path, self._folder / stored.sha256)
+
+    def read(self, name: str) -> bytes | None:
+        """Return a document, ``None`` where there is none. Its signature is still to be checked."""
+        if self._folder is not None:
+            with contextlib.suppress(OSError), (self._folder / name).open("rb") as file:
+                return file.read(MAX_JSON_BYTES)
+        return None
+
+    def write(self, name: str, document: bytes) -> None:
+        """Leave a signed document that lies in the store now; it appears whole."""
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                temporary = self._folder / f".{name}"
+                temporary.write_bytes(document)
+                temporary.replace(self._folder / name)

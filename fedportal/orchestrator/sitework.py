@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -161,6 +162,8 @@ def publish(s: Snapshot, attempt: AttemptView, dataset: str, tools: Tools) -> di
     )
     data = signed(spec.to_json(), _key(attempt, tools))
     store.put_bytes(f"{prefix}/{SPEC_NAME}", data, content_type="application/json")
+    if attempt.site.connector in AT_HAND:
+        spool.leave(s, attempt, SPEC_NAME, data, tools)
     return {"published": True, UPDATE_NAME: _remembered(update), OPTIMIZER_NAME: _remembered(optimizer_out)}
 
 
@@ -199,7 +202,10 @@ def launch(s: Snapshot, attempt: AttemptView, before: Sequence[AttemptView], too
 def ask(s: Snapshot, attempt: AttemptView, tools: Tools) -> Answer:
     """Ask the site how the run is. When it says that it is over, look once more for the manifest: the commit counts."""
     status = tools.connector(attempt.site).poll(attempt.run)
-    return Answer(status, status.state.is_over and tools.store.exists(f"{s.prefix(attempt)}/{MANIFEST_NAME}"))
+    if not status.state.is_over:
+        return Answer(status)
+    is_left = _left_manifest(s, attempt, tools) is not None
+    return Answer(status, is_left or tools.store.exists(f"{s.prefix(attempt)}/{MANIFEST_NAME}"))
 
 
 def arrived(s: Snapshot, attempts: Sequence[AttemptView], tools: Tools) -> frozenset[str]:
@@ -262,16 +268,11 @@ def cancel(attempt: AttemptView, tools: Tools) -> None:
 
 def fetch_delivery(s: Snapshot, attempt: AttemptView, tools: Tools) -> Delivery | None:
     """Fetch manifest and update of an attempt and judge them. ``None``: there is no manifest yet."""
-    prefix = s.prefix(attempt)
     try:
-        data = tools.store.get_bytes(f"{prefix}/{MANIFEST_NAME}")
+        manifest = manifest_from_json(_manifest(s, attempt, tools))
     except ObjectMissing:
         return None
-    except ObjectDamaged as error:
-        return Delivery(refused=f"The manifest cannot be used: {error}.")
-    try:
-        manifest = manifest_from_json(verified(data, _key(attempt, tools)))
-    except ContractError as error:
+    except (ObjectDamaged, ContractError) as error:
         return Delivery(refused=f"The manifest cannot be used: {error}.")
     kind = _kind(s)
     theirs = (manifest.run, manifest.experiment, manifest.round, manifest.site, manifest.attempt, manifest.kind)
@@ -282,6 +283,23 @@ def fetch_delivery(s: Snapshot, attempt: AttemptView, tools: Tools) -> Delivery 
     if s.round.is_evaluation:
         return Delivery(manifest, refused=_why_not_these_cases(s, manifest))
     return _judge(s, attempt, manifest, tools)
+
+
+def _manifest(s: Snapshot, attempt: AttemptView, tools: Tools) -> dict[str, Any]:
+    """Return an attempt's manifest, verified, from the shelf or else from the store."""
+    left = _left_manifest(s, attempt, tools)
+    if left is not None:
+        return left
+    return verified(tools.store.get_bytes(f"{s.prefix(attempt)}/{MANIFEST_NAME}"), _key(attempt, tools))
+
+
+def _left_manifest(s: Snapshot, attempt: AttemptView, tools: Tools) -> dict[str, Any] | None:
+    """Return the manifest that a run on this machine has left on the shelf, if it is genuine."""
+    left = spool.read(s, attempt, MANIFEST_NAME, tools) if attempt.site.connector in AT_HAND else None
+    if left is not None:
+        with suppress(ContractError):
+            return verified(left, _key(attempt, tools))
+    return None
 
 
 def _why_not_these_cases(s: Snapshot, manifest: Manifest) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fedportal.connectors.objectstore import sha256_of_file
 from fedportal.orchestrator.snapshot import AttemptView, ModelView, Snapshot
-from trainer.contract import ROOT, Stored, round_prefix, shelf_folder
+from trainer.contract import MAX_JSON_BYTES, ROOT, Stored, on_shelf, round_prefix, shelf_folder
 
 if TYPE_CHECKING:
     from fedportal.orchestrator.sitework import Tools
@@ -77,6 +77,26 @@ def lend(s: Snapshot, tools: Tools) -> None:
     with suppress(OSError):  # not in the spool, or lent already: the sites fetch what they do not find
         shelf.mkdir(parents=True, exist_ok=True)
         os.link(global_in_spool(s, s.model.round_number, tools), shelf / s.model.sha256)
+
+
+def leave(s: Snapshot, attempt: AttemptView, name: str, document: bytes, tools: Tools) -> None:
+    """Put a signed document on the round's shelf, for the run of an attempt on this machine."""
+    path = folder_of(s, attempt.round_number, tools) / on_shelf(attempt.run, name)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_bytes(document)
+        temporary.replace(path)
+
+
+def read(s: Snapshot, attempt: AttemptView, name: str, tools: Tools) -> bytes | None:
+    """Return a document that a run on this machine has left, ``None`` where it has not. Its signature is to be checked."""
+    with (
+        suppress(OSError),
+        (folder_of(s, attempt.round_number, tools) / on_shelf(attempt.run, name)).open("rb") as file,
+    ):
+        return file.read(MAX_JSON_BYTES)
+    return None
 
 
 def _taken(left: Path, path: Path, stored: Stored) -> bool:

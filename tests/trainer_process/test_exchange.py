@@ -20,6 +20,7 @@ from trainer.contract import (
     Subject,
     case_key,
     case_pseudonym,
+    on_shelf,
 )
 from trainer.exchange import Inputs
 from trainer.job import Outcome
@@ -145,10 +146,9 @@ def test_a_subject_that_is_not_the_announced_one_is_not_measured(attempt: Attemp
 
 def shelf_of(attempt: Attempt, folder: Path) -> Path:
     """A portal on the same machine: the shelf of the round at hand."""
-    attempt.shelf = folder / "spool"
-    shelf = attempt.shelf / "abcd" / "r00001"
-    shelf.mkdir(parents=True)
-    return shelf
+    attempt.shelf = folder / "spool" / "abcd" / "r00001"
+    attempt.shelf.mkdir(parents=True)
+    return attempt.shelf
 
 
 def test_objects_pass_over_the_shelf_of_a_portal_on_the_same_machine(
@@ -157,24 +157,28 @@ def test_objects_pass_over_the_shelf_of_a_portal_on_the_same_machine(
     shelf = shelf_of(attempt, tmp_path)
     (shelf / disturbed.model_sha256).write_bytes(disturbed.model)
     ticket = disturbed.ticket()
+    (shelf / on_shelf(ticket.run, "spec.json")).write_bytes(disturbed.read(ticket, "spec.json"))
     assert attempt(ticket) is Exit.OK
-    assert ("GET", "global.safetensors") not in [(verb, name) for verb, name, _ in line.seen]
+    assert [(verb, name) for verb, name, _ in line.seen] == [("PUT", "update.safetensors"), ("PUT", "manifest.json")]
     update = disturbed.read(ticket, "update.safetensors")
     assert (shelf / hashlib.sha256(update).hexdigest()).read_bytes() == update == disturbed.model[::-1]
     assert (shelf / disturbed.model_sha256).read_bytes() == disturbed.model
+    assert (shelf / on_shelf(ticket.run, "manifest.json")).read_bytes() == disturbed.read(ticket, "manifest.json")
 
 
 def test_a_portal_on_the_same_machine_is_told_the_end_only_where_the_manifest_does_not_tell_it(
     attempt: Attempt, disturbed: Bench, ear: Ear, line: Line, tmp_path: Path
 ) -> None:
-    shelf_of(attempt, tmp_path)
-    assert attempt(disturbed.ticket(metrics_url=ear.url)) is Exit.OK
+    shelf = shelf_of(attempt, tmp_path)
+    first = disturbed.ticket(metrics_url=ear.url)
+    assert attempt(first) is Exit.OK
     assert not ear.finished
     attempt.settled = None
     line.faults = [Fault("PUT", "manifest.json", status=403, times=99)]
     assert attempt(disturbed.ticket(attempt=2, metrics_url=ear.url)) is Exit.TRANSFER_FAILED
     assert ear.finished
     assert 0.25 in [record["value"] for record in ear.records]
+    assert [path.name for path in shelf.glob("*manifest.json")] == [on_shelf(first.run, "manifest.json")]
 
 
 @pytest.mark.parametrize("lies_there", [None, b"", bytes(200_000)], ids=["nothing", "empty", "another"])
@@ -189,10 +193,22 @@ def test_what_the_shelf_does_not_have_as_announced_is_fetched(
     assert bench.read(ticket, "update.safetensors") == bench.model[::-1]
 
 
+@pytest.mark.parametrize("lies_there", [b"", b'{"document": {}, "hmac": "0"}'], ids=["empty", "forged"])
+def test_a_job_on_the_shelf_is_believed_by_its_signature_only(
+    attempt: Attempt, bench: Bench, tmp_path: Path, lies_there: bytes
+) -> None:
+    shelf = shelf_of(attempt, tmp_path)
+    ticket = bench.ticket()
+    (shelf / on_shelf(ticket.run, "spec.json")).write_bytes(lies_there)
+    assert attempt(ticket) is Exit.OK
+    assert bench.manifest(ticket).exit_code == 0
+
+
 def test_an_update_that_was_not_stored_is_not_left_on_the_shelf(
     attempt: Attempt, disturbed: Bench, line: Line, tmp_path: Path
 ) -> None:
     shelf = shelf_of(attempt, tmp_path)
     line.faults = [Fault("PUT", "update.safetensors", status=403, times=99)]
-    assert attempt(disturbed.ticket()) is Exit.TRANSFER_FAILED
-    assert list(shelf.iterdir()) == []
+    ticket = disturbed.ticket()
+    assert attempt(ticket) is Exit.TRANSFER_FAILED
+    assert [path.name for path in shelf.iterdir()] == [on_shelf(ticket.run, "manifest.json")]

@@ -41,10 +41,12 @@ if TYPE_CHECKING:
         UPDATE_NAME,
         attempt_prefix,
         global_model_key,
+        on_shelf,
         round_prefix,
         run_name,
         server_state_key,
         shelf_folder,
+        shelf_of,
         site_of,
     )
     from trainer.contract.plan import (
@@ -156,6 +158,7 @@ __all__ = [
     "manifest_from_json",
     "metric_from_json",
     "metrics_token",
+    "on_shelf",
     "parameters_of",
     "plan_from_json",
     "plan_problems",
@@ -167,6 +170,7 @@ __all__ = [
     "server_state_key",
     "sha256_of",
     "shelf_folder",
+    "shelf_of",
     "signed",
     "site_key",
     "site_of",

@@ -13,7 +13,10 @@ MAX_RUN_NAME = 40
 
 _EXPERIMENT = re.compile(r"[a-z0-9]{4,10}\Z")
 _SITE = re.compile(r"[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?\Z")
-_RUN = re.compile(r"fp-[a-z0-9]{4,10}-r[0-9]{1,5}-(?P<site>[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?)-a[1-9][0-9]?\Z")
+_RUN = re.compile(
+    r"fp-(?P<experiment>[a-z0-9]{4,10})-r(?P<round>[0-9]{1,5})-"
+    r"(?P<site>[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?)-a[1-9][0-9]?\Z"
+)
 
 
 def run_name(*, experiment: str, round: int, site: str, attempt: int) -> str:
@@ -32,10 +35,14 @@ def run_name(*, experiment: str, round: int, site: str, attempt: int) -> str:
 
 def site_of(run: str) -> str:
     """Return the slug of the site that a run name belongs to. Raises :class:`ContractError` for no run name."""
+    return _parts_of(run)["site"]
+
+
+def _parts_of(run: str) -> re.Match[str]:
     match = _RUN.match(run)
     if match is None or len(run) > MAX_RUN_NAME:
         raise ContractError(f"{run[:80]!r} is not the name of a run")
-    return match["site"]
+    return match
 
 
 def round_prefix(experiment: str, round: int) -> str:
@@ -53,8 +60,20 @@ def server_state_key(experiment: str, round: int) -> str:
 
 
 def shelf_folder(experiment: str, round: int) -> str:
-    """Folder, below the portal's spool, in which objects of a round lie by their SHA-256, for sites on its machine."""
+    """Folder, below the portal's spool, in which objects of a round lie, for sites on its machine: weights by their
+    SHA-256, signed documents by the name of their run."""
     return f"{experiment}/r{round:05d}"
+
+
+def shelf_of(run: str) -> str:
+    """The :func:`shelf_folder` that a run name belongs to. Raises :class:`ContractError` for no run name."""
+    parts = _parts_of(run)
+    return shelf_folder(parts["experiment"], int(parts["round"]))
+
+
+def on_shelf(run: str, name: str) -> str:
+    """Name on the shelf of a signed document of a run, :data:`SPEC_NAME` or :data:`MANIFEST_NAME`."""
+    return f"{run}-{name}"
 
 
 def attempt_prefix(*, experiment: str, round: int, site: str, attempt: int) -> str:
