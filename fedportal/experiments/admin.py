@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from django import forms
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -12,6 +13,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from fedportal.experiments.models import Experiment, Participation, Round, SiteRun
+from fedportal.ui.forms import RowsField
 
 
 class ReadOnlyInline(admin.TabularInline):
@@ -60,6 +62,13 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return False
 
 
+class PeopleForm(forms.ModelForm):
+    """Who an experiment belongs to and with whom it is shared. (The admin's fields with a search break on nonsense.)"""
+
+    class Meta:
+        field_classes = {"viewers": RowsField}
+
+
 @admin.register(Experiment)
 class ExperimentAdmin(admin.ModelAdmin):
     list_display = ["title", "key", "kind", "owner", "state", "rounds_planned", "site_count", "created_at", "ended_at"]
@@ -83,7 +92,7 @@ class ExperimentAdmin(admin.ModelAdmin):
         ),
     ]  # fmt: skip
     inlines = [ParticipationInline, RoundInline]
-    autocomplete_fields = ["owner", "viewers"]
+    form = PeopleForm
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
         of_people = ("owner", "viewers")
