@@ -106,6 +106,9 @@ class ComparisonSerializer(serializers.Serializer):
     repeats = serializers.IntegerField()
     headline = serializers.ListField(child=serializers.CharField())
     notes = serializers.ListField(child=serializers.CharField(), help_text="What is not there yet.")
+    warnings = serializers.ListField(
+        child=serializers.CharField(), help_text="What somebody who reads the numbers has to know."
+    )
     lines = LineSerializer(many=True)
     contrasts = ContrastSerializer(many=True)
     gains = GainSerializer(many=True)
@@ -187,6 +190,7 @@ def as_json(board: Board) -> dict[str, Any]:
         "repeats": len(board.family.runs),
         "headline": verdict.headline(comparison),
         "notes": board.family.notes(),
+        "warnings": board.family.warnings(),
         "lines": [
             {
                 "model": line.contender.key,
