@@ -12,6 +12,7 @@ from tests.postgres import postgres
 ROOT = Path(__file__).parents[1]
 WHERE_DATABASES_DIFFER = (
     "tests/experiments/test_concurrency.py",
+    "tests/experiments/test_foreign_words.py",
     "tests/orchestrator/test_claims.py",
     "tests/orchestrator/test_engine.py",
     "tests/monitoring/test_rows.py",

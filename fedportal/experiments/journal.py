@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from fedportal.experiments.models import Attempt, Event, Experiment, LogPiece, Metric, SiteRun
 from trainer.contract import MetricRecord
+from trainer.contract.checks import storable
 
 BATCH = 500
 MAX_TEXT = 4000
@@ -67,5 +68,5 @@ def ingest(site_run: SiteRun, attempt: int, records: Iterable[MetricRecord]) -> 
 
 def append_log(attempt: Attempt, offset: int, text: str) -> None:
     """Store a piece of an attempt's log; a piece that is already there is left alone."""
-    text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL keeps no NUL, and logs have some
-    LogPiece.objects.bulk_create([LogPiece(attempt=attempt, offset=offset, text=text)], ignore_conflicts=True)
+    piece = LogPiece(attempt=attempt, offset=offset, text=storable(text))
+    LogPiece.objects.bulk_create([piece], ignore_conflicts=True)

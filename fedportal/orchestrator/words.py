@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from trainer.contract import EXPLANATIONS, Exit
+from trainer.contract.checks import storable
 
 
 def listed(names: Sequence[str]) -> str:
@@ -35,8 +36,8 @@ def duration(seconds: float) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return the text with a full stop, so that another sentence may follow."""
-    text = text.strip()
+    """Return the text, which may be a site's, with a full stop, so that another sentence may follow."""
+    text = storable(text).strip()
     return text if not text or text[-1] in ".!?”…" else f"{text}."
 
 

@@ -18,6 +18,7 @@ from fedportal.connectors.base import CheckReport, CheckStep, DatasetReport
 from fedportal.sites.connection import handout_of, issued, key_of, needs_key, needs_sign_in
 from fedportal.sites.models import Dataset, SignIn, SignInState, Site, SiteCheck
 from fedportal.ui.errors import DomainError
+from trainer.contract.checks import storable
 
 logger = logging.getLogger(__name__)
 
@@ -209,20 +210,21 @@ def record_check(site: Site, report: CheckReport) -> SiteCheck:
     the datasets. Only the columns named here are written: a form that is saved meanwhile loses nothing.
     """
     now = timezone.now()
+    datasets = [DatasetReport(**storable(asdict(found))) for found in report.datasets]
     check = SiteCheck.objects.create(
         site=site,
         at=now,
         ok=report.ok,
-        steps=[asdict(step) for step in report.steps],
-        version=report.version[:80],
-        facts=report.facts,
+        steps=storable([asdict(step) for step in report.steps]),
+        version=storable(report.version[:80]),
+        facts=storable(report.facts),
         seconds=sum(step.seconds for step in report.steps),
     )
-    for found in report.datasets:
+    for found in datasets:
         _store_dataset(site, found, now)
     if report.ok:
         site.last_contact_at = now
-        site.datasets.exclude(name__in=[found.name for found in report.datasets]).update(is_available=False)
+        site.datasets.exclude(name__in=[found.name for found in datasets]).update(is_available=False)
     due = Site.objects.values_list("check_due_at", flat=True).get(pk=site.pk)
     asked_meanwhile = due is not None and due != site.check_due_at and due <= now
     if not asked_meanwhile:

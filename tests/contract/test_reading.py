@@ -16,7 +16,7 @@ from trainer.contract import (
     signed,
     verified,
 )
-from trainer.contract.checks import read_json
+from trainer.contract.checks import read_json, storable
 
 KEY = "ab" * 32
 MANIFEST = Manifest(
@@ -90,3 +90,11 @@ def test_a_number_that_no_float_holds_is_refused(name):
 def test_seconds_that_no_float_holds_are_refused():
     with pytest.raises(ContractError):
         manifest_from_json(MANIFEST | {"seconds": {"train": HUGE}})
+
+
+def test_words_of_others_are_kept_but_for_what_is_no_text():
+    document = {"a\0": ["x\0y", 1, None, ("\ud800",)], 2: "é💥"}
+    assert storable(document) == {
+        "a\N{REPLACEMENT CHARACTER}": ["x\N{REPLACEMENT CHARACTER}y", 1, None, ["?"]],
+        2: "é💥",
+    }

@@ -110,6 +110,18 @@ def test_a_good_check_is_stored_with_its_datasets():
     assert (dataset.cases, dataset.labels, dataset.spacing) == (12, {"1": "edema"}, [1.0, 1.0, 2.0])
 
 
+def test_words_of_a_site_that_are_no_text_lose_neither_the_check_nor_the_dataset():
+    site = register()
+    steps = (CheckStep("folder", True, "half \ud800", seconds=0.1),)
+    strange = found("tumour\0", title="\0", labels={1: "\udfff"}, problems=("case\0 has no label",))
+    for _ in range(2):
+        check = services.record_check(site, CheckReport(steps, "0.1\0", (strange,), {"gpu\0": ["\ud800"]}))
+    check.refresh_from_db()
+    assert (check.version, check.facts, check.steps[0]["message"]) == ("0.1�", {"gpu�": ["?"]}, "half ?")
+    dataset = Site.objects.get().datasets.get()
+    assert (dataset.name, dataset.title, dataset.labels, dataset.is_available) == ("tumour�", "�", {"1": "?"}, True)
+
+
 def test_a_known_dataset_is_brought_up_to_date_and_keeps_its_row():
     site = register()
     services.record_check(site, report(found()))

@@ -75,3 +75,13 @@ def _is_text(value: Any) -> bool:
     if isinstance(value, dict):
         return all(_is_text(part) for pair in value.items() for part in pair)
     return not isinstance(value, list) or all(map(_is_text, value))
+
+
+def storable(value: Any) -> Any:
+    """Return a document whose texts a database keeps and an answer can repeat: a sign stands for each NUL and half of a
+    surrogate pair. For words of others that must not be lost, such as logs and error messages."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if isinstance(value, dict):
+        return {storable(name): storable(part) for name, part in value.items()}
+    return [storable(part) for part in value] if isinstance(value, list | tuple) else value
