@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from django.db.models import Max, OuterRef, Subquery
+from django.db.models import Max, OuterRef, Prefetch, Subquery
 
-from fedportal.experiments.models import Experiment, Kind, Round, RoundKind, SiteRun
+from fedportal.experiments.models import Experiment, Kind, Participation, Round, RoundKind, SiteRun
 from fedportal.experiments.plan import listed
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
-from fedportal.monitoring.figures import SiteStyle
-from fedportal.monitoring.overview import site_styles
+from fedportal.monitoring.figures import SiteStyle, styles
 
 NAMES = {
     Kind.FEDERATED: "the federated run",
@@ -121,7 +120,8 @@ class Family:
 
 def family_of(experiment: Experiment) -> Family:
     """Read the family of an experiment, whichever member it is; a fixed number of queries."""
-    members = list(experiment.family.prefetch_related("participations__site"))
+    parts = Participation.objects.select_related("site").order_by("site__slug")
+    members = list(experiment.family.prefetch_related(Prefetch("participations", queryset=parts)))
     head = next(member for member in members if member.is_head)
     runs = [member for member in members if member.kind == Kind.FEDERATED and member.beside_id is None]
     rounds = Round.objects.filter(experiment__in=members)
@@ -132,7 +132,7 @@ def family_of(experiment: Experiment) -> Family:
             Run(number, run, _newest(member for member in members if member.beside_id == run.pk))
             for number, run in enumerate(runs, start=1)
         ),
-        sites=site_styles(head),
+        sites=styles((part.site.slug, part.site.name) for part in head.participations.all()),
         newest={found.experiment_id: found for found in rounds.filter(number=Subquery(last))},
     )
 

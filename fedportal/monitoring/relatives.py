@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedportal.experiments.models import Experiment, Kind, Round
 from fedportal.experiments.states import ExperimentState, RoundState, State
-from fedportal.monitoring.families import Run, family_of
+from fedportal.monitoring.families import Family, Run, family_of
 
+CAN_BE_CANCELLED = (ExperimentState.RUNNING, ExperimentState.PAUSED)
 ABOUT = {
     Kind.POOLED: "Pooled baseline of",
     Kind.CYCLIC: "Cyclic baseline of",
@@ -88,6 +90,8 @@ class Relatives:
     repeats: list[Repeat]
     is_active: bool
     site: str = ""
+    left: int = 0
+    """How many beside the experiment have not ended: what a cancel would end with it, or after it."""
 
     @property
     def is_alone(self) -> bool:
@@ -136,7 +140,15 @@ def relatives_of(experiment: Experiment) -> Relatives:
         repeats=[_repeat(run, dice) for run in family.runs],
         is_active=family.is_active,
         site=_site(next(one for one in run.members if one == experiment)),
+        left=sum(one.status in CAN_BE_CANCELLED for one in _beside(experiment, family, run)),
     )
+
+
+def _beside(experiment: Experiment, family: Family, run: Run) -> Iterable[Experiment]:
+    """Return what is cancelled with an experiment: of the first of a family all others, of a baseline nothing."""
+    if experiment.is_head:
+        return (one for one in family.members if one != experiment)
+    return run.companions if experiment == run.federated else ()
 
 
 def _repeat(run: Run, dice: dict[int, float | None]) -> Repeat:

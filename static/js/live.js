@@ -38,8 +38,9 @@ function receive(message) {
   const touched = new Set();
   for (const fragment of message.fragments) place(fragment, touched);
   showBars();
-  if (touched.size) panel.renew([...touched]);
   if (message.state !== state) changeState(message.state);
+  offerRest();
+  if (touched.size) panel.renew([...touched]);
   if (message.summary) speak(message.summary);
 }
 
@@ -83,6 +84,13 @@ function changeState(next) {
   for (const element of document.querySelectorAll("[data-states]")) {
     element.hidden = !element.dataset.states.split(" ").includes(next);
   }
+}
+
+/** Once a run has ended, what is left beside it can be cancelled from here. */
+function offerRest() {
+  const button = document.querySelector("#cancel-rest");
+  const left = Number(document.querySelector("#relatives")?.dataset.left ?? 0);
+  if (button) button.hidden = !left || ["running", "paused"].includes(state);
 }
 
 function newestRound() {

@@ -6,6 +6,7 @@ from html import unescape
 
 import pytest
 from django.test import Client
+from django.utils import timezone
 
 from fedportal.experiments import families, journal, services
 from fedportal.experiments.models import CaseScore, Experiment, GlobalModel, Kind, Round, Subject
@@ -127,6 +128,22 @@ def test_a_run_that_waits_for_others_says_so(browser, head):
     assert overview(pooled).left == ""
 
 
+def test_what_is_left_of_a_family_is_cancelled_after_its_first_run_has_ended(browser, head):
+    def offered(experiment):
+        return 'id="cancel-rest">' in page(browser, experiment)
+
+    assert not offered(head)  # its own button cancels all of it
+    scenes.change(head, state="completed", ended_at=timezone.now())
+    assert offered(head)
+    assert f'data-left="{head.family.count() - 1}"' in page(browser, head)
+    assert not offered(of_kind(head, Kind.POOLED))
+    browser.post(f"/experiments/{head.key}/cancel/")
+    assert set(head.family.exclude(pk=head.pk).values_list("state", flat=True)) == {"cancelling"}
+    assert not offered(head)
+    head.refresh_from_db()
+    assert head.state == "completed"
+
+
 def test_a_lone_run_offers_baselines_to_those_who_may_control_it(browser, head):
     lone = scenes.make_running(head.owner, sites=("bonn", "kiel"))
     shown = page(browser, lone)
@@ -206,5 +223,5 @@ def test_the_socket_of_an_evaluation_brings_its_table(head):
 def test_what_belongs_to_an_experiment_costs_the_same_for_many(head, django_assert_num_queries):
     few = scenes.make_running(head.owner, sites=("bonn", "kiel"))
     for experiment in (few, head):
-        with django_assert_num_queries(6):  # family, participations, sites, looks, newest rounds, Dice
+        with django_assert_num_queries(4):  # family, participations with sites, newest rounds, Dice
             relatives_of(experiment)
