@@ -7,11 +7,14 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin
+from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from fedportal.accounts.models import User
+from fedportal.experiments import services
 from fedportal.experiments.models import Experiment, Participation, Round, SiteRun
 from fedportal.ui.forms import RowsField
 
@@ -68,6 +71,12 @@ class PeopleForm(forms.ModelForm):
     class Meta:
         field_classes = {"viewers": RowsField}
 
+    def clean_owner(self) -> User:
+        owner = self.cleaned_data["owner"]
+        if owner != self.instance.owner and not owner.may_compose:
+            raise ValidationError("Only researchers and operators can own an experiment. Choose one of them.")
+        return owner
+
 
 @admin.register(Experiment)
 class ExperimentAdmin(admin.ModelAdmin):
@@ -95,8 +104,24 @@ class ExperimentAdmin(admin.ModelAdmin):
     form = PeopleForm
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        of_people = ("owner", "viewers")
+        # a family has the people of its first experiment
+        of_people = ("owner", "viewers") if obj is None or obj.is_head else ()
         return [name for _, options in self.fieldsets for name in options["fields"] if name not in of_people]
+
+    def save_model(self, request: HttpRequest, obj: Experiment, form: forms.ModelForm, change: bool) -> None:
+        """Hand over by the service, which tells the journal and the rest of the family."""
+        if "owner" in form.changed_data:
+            services.hand_over(experiment=Experiment.objects.get(pk=obj.pk), to=obj.owner, by=request.user)
+
+    def save_related(self, request: HttpRequest, form: forms.ModelForm, formsets: Any, change: bool) -> None:
+        for formset in formsets:
+            self.save_formset(request, form, formset, change)  # nothing: read-only, but the admin's log asks for it
+        before, after = (set(values.get("viewers", ())) for values in (form.initial, form.cleaned_data))
+        experiment = Experiment.objects.get(pk=form.instance.pk)
+        for user in after - before:
+            services.share(experiment=experiment, user=user, by=request.user)
+        for user in before - after:
+            services.unshare(experiment=experiment, user=user, by=request.user)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Experiment]:
         return super().get_queryset(request).with_progress()

@@ -91,16 +91,21 @@ class NewExperiment(ComposerRequiredMixin, View):
 
 
 class Composer(View):
-    """One section of a draft. Every button saves what was typed; ``go`` says where to go then."""
+    """One section of a draft. Every button saves what was typed; ``go`` says where to go then.
+
+    Who may only look at the draft gets its review.
+    """
 
     def setup(self, request: HttpRequest, *args: Any, **kwargs: Any) -> None:
         super().setup(request, *args, **kwargs)
         self.section = kwargs.get("section", "question")
 
     def get(self, request: HttpRequest, key: str, section: str = "question") -> HttpResponse:
-        experiment = self._draft(request, key)
+        experiment = self._draft(request, key, reads=True)
         if experiment is None:
             return redirect("monitoring:experiment", key=key)
+        if section != REVIEW and not experiment.can_be_controlled_by(request.user):
+            return redirect("experiments:edit", key=key, section=REVIEW)
         if section == REVIEW:
             return self._render(experiment, "experiments/review.html", **_review(experiment, request.user))
         return self._form_page(self._form_class(section)(experiment=experiment))
@@ -118,8 +123,8 @@ class Composer(View):
             target = section
         return redirect("experiments:edit", key=key, section=target)
 
-    def _draft(self, request: HttpRequest, key: str) -> Experiment | None:
-        experiment = controlled(request, key)
+    def _draft(self, request: HttpRequest, key: str, *, reads: bool = False) -> Experiment | None:
+        experiment = visible(request, key) if reads else controlled(request, key)
         if experiment.is_draft:
             return experiment
         messages.info(request, services.NotADraft().message)
@@ -151,6 +156,7 @@ class Composer(View):
         sections.append((REVIEW, TITLES[REVIEW], not open_sections))
         context |= {
             "experiment": experiment,
+            "may_control": experiment.can_be_controlled_by(self.request.user),
             "section": self.section,
             "section_title": TITLES[self.section],
             "titles": TITLES,
@@ -176,6 +182,7 @@ def _review(experiment: Experiment, user: User) -> dict[str, Any]:
         "size": demand(experiment.plan, [part.dataset for part in parts]),
         "participations": parts,
         "changed": differences(experiment.cloned_from, experiment) if experiment.cloned_from else [],
+        "viewers": experiment.viewers.order_by("username"),
     }
 
 
@@ -249,7 +256,7 @@ def share(request: HttpRequest, key: str) -> HttpResponse:
     else:
         services.share(experiment=experiment, user=user, by=request.user)
         messages.success(request, f"{user} can see the experiment now.")
-    return redirect("monitoring:experiment", key=key)
+    return _people_of(experiment)
 
 
 @require_POST
@@ -259,7 +266,14 @@ def unshare(request: HttpRequest, key: str) -> HttpResponse:
     if user is not None:  # else somebody else was faster
         services.unshare(experiment=experiment, user=user, by=request.user)
         messages.success(request, f"The experiment is no longer shared with {user}.")
-    return redirect("monitoring:experiment", key=key)
+    return _people_of(experiment)
+
+
+def _people_of(experiment: Experiment) -> HttpResponse:
+    """Go back to where a page says who sees an experiment."""
+    if experiment.is_draft:
+        return redirect(f"{reverse('experiments:edit', args=[experiment.key, REVIEW])}#people")
+    return redirect(f"{reverse('monitoring:experiment', args=[experiment.key])}#people")
 
 
 @require_POST

@@ -11,7 +11,7 @@ from fedportal.experiments import services
 from fedportal.experiments.models import Experiment, GlobalModel, Round
 from fedportal.experiments.states import ExperimentState
 from tests.experiments.test_forms import RIGHT
-from tests.factories import ada, eve, make_dataset, make_experiment, make_site, otto
+from tests.factories import ada, eve, make_dataset, make_experiment, make_site, make_user, otto
 
 pytestmark = pytest.mark.django_db
 
@@ -282,7 +282,7 @@ def test_the_composer_costs_the_same_for_three_sites_and_for_twelve(browser, own
             ("recipe", 8),
             ("rounds", 9),
             ("comparison", 13),
-            ("review", 11),
+            ("review", 12),
         ):
             with django_assert_max_num_queries(most):
                 browser.get(edit(experiment, section))
@@ -312,7 +312,8 @@ def test_a_draft_is_deleted_by_its_button(browser, draft):
 
 def test_sharing_with_nobody_says_so(browser, draft):
     friend = eve()
-    browser.post(f"/experiments/{draft.key}/share/", {"username": " eve "})
+    answer = browser.post(f"/experiments/{draft.key}/share/", {"username": " eve "})
+    assert answer.headers["Location"] == edit(draft, "review") + "#people"
     assert list(draft.viewers.all()) == [friend]
     answer = browser.post(f"/experiments/{draft.key}/share/", {"username": "nobody"})
     assert answer.status_code == 302
@@ -332,6 +333,23 @@ def test_who_sees_an_experiment_is_on_its_page_and_can_be_taken_back(browser, dr
     for _ in range(2):
         browser.post(f"/experiments/{draft.key}/unshare/", {"username": "eve"})
     assert theirs.get(page).status_code == 404
+
+
+def test_a_draft_is_shared_on_its_review_and_shown_there_to_who_may_only_look(browser, draft):
+    review = edit(draft, "review")
+    assert f'action="/experiments/{draft.key}/share/"' in text_of(browser.get(review))
+    theirs = Client()
+    theirs.force_login(eve())
+    assert theirs.get(review).status_code == 404
+    browser.post(f"/experiments/{draft.key}/share/", {"username": "eve"})
+    answer = theirs.get(f"/experiments/{draft.key}/", follow=True)
+    assert answer.redirect_chain[-1][0] == review
+    seen = text_of(answer)
+    assert "is still composing it" in seen
+    assert f'action="/experiments/{draft.key}/clone/"' in seen
+    for act in ("start", "delete", "share", "unshare"):
+        assert f'action="/experiments/{draft.key}/{act}/"' not in seen
+    assert theirs.post(edit(draft, "question"), {"title": "Mine"}).status_code == 403
 
 
 # --- admin ------------------------------------------------------------------------------------------
@@ -360,7 +378,22 @@ def test_the_admin_hands_an_experiment_over_and_changes_nothing_else(operator, d
     inlines = {f"{name}-{count}_FORMS": 0 for name in ("participations", "rounds") for count in ("TOTAL", "INITIAL")}
     operator.post(f"/admin/experiments/experiment/{draft.pk}/change/", values | inlines)
     draft.refresh_from_db()
-    assert (draft.title, draft.owner, draft.state, draft.version) == (title, friend, "draft", 0)
+    assert (draft.title, draft.owner, draft.state) == (title, friend, "draft")
+
+
+def test_what_the_admin_changes_about_people_is_in_the_journal(operator, draft, owner):
+    address = f"/admin/experiments/experiment/{draft.pk}/change/"
+    inlines = {f"{name}-{count}_FORMS": 0 for name in ("participations", "rounds") for count in ("TOTAL", "INITIAL")}
+    friend, steward = eve(), make_user("stella", role="steward")
+    refused = operator.post(address, {"owner": steward.pk} | inlines)
+    assert "Only researchers and operators can own an experiment." in text_of(refused)
+    operator.post(address, {"owner": owner.pk, "viewers": [steward.pk]} | inlines)
+    operator.post(address, {"owner": friend.pk, "viewers": [steward.pk]} | inlines)
+    draft.refresh_from_db()
+    assert (draft.owner, set(draft.viewers.all())) == (friend, {steward, owner})
+    operator.post(address, {"owner": friend.pk, "viewers": [owner.pk]} | inlines)
+    kinds = list(draft.events.order_by("pk").values_list("kind", flat=True))
+    assert kinds[-3:] == ["shared", "handed_over", "unshared"]
 
 
 def test_the_admin_adds_nothing_and_deletes_drafts_only(operator, draft):
