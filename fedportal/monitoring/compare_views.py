@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.http import urlencode
@@ -54,6 +55,8 @@ def compare(request: HttpRequest, key: str) -> HttpResponse:
         "contrasts": comparison.contrasts,
         "about_sites": verdict.about_sites(comparison),
         "subject": verdict.subject_of(comparison),
+        "sees_cases": not hidden or len(hidden) < len(board.family.sites),
+        "fewest": settings.FEDPORTAL_SMALL_COUNT,
         "withheld": listed([board.family.site_names.get(site, site) for site in hidden]),
         "offered": _offered(request.user, board),
         "shown_others": [

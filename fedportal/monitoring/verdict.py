@@ -73,7 +73,7 @@ def about_sites(comparison: Comparison) -> list[str]:
     if known:
         better = [one for one, value in known if value > 0]
         sure = [one for one in better if one.gain.excludes_zero]
-        text = f"{len(better)} of {len(known)} sites get a better model from joining than from training alone."
+        text = f"{len(better)} of {len(known)} sites get{'s' if len(better) == 1 else ''} a better model from joining than from training alone."
         said.append(f"{text} {_how_sure(len(sure), len(better))}" if better else text)
         low, least = min(known, key=lambda pair: pair[1])
         word = "gains least" if least > 0 else "loses most"

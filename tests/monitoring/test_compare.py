@@ -313,11 +313,14 @@ def test_the_cases_as_csv_are_all_scores_by_pseudonym(client, head):
 def test_sites_with_a_withheld_number_of_cases_are_left_out_of_the_cases(client):
     head = families.make_family(factories.ada(), cases=4)
     assert "fewer than 5" in page_of(client, head)
-    assert "The cases of Graz, Mainz and Ulm are left out for you" in page_of(client, head)
+    cases = reverse("monitoring:compare-cases", args=[head.key])
+    assert "The single cases of Graz, Mainz and Ulm are left out for you" in page_of(client, head)
+    assert cases not in page_of(client, head)
     assert csv_of(client, head, "cases") == []
     assert {row["cases"] for row in csv_of(client, head, "table")} == {""}
     client.force_login(factories.otto())
     assert len(csv_of(client, head, "cases")) == CaseScore.objects.count()
+    assert cases in client.get(reverse("monitoring:compare", args=[head.key])).content.decode()
 
 
 def test_the_api_gives_the_numbers_of_the_page(client, head):
