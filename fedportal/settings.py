@@ -159,6 +159,10 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Federated learning for medical image segmentation across hospitals.",
     "VERSION": VERSION,
     "SERVE_INCLUDE_SCHEMA": False,
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "fedportal.ui.schema.add_summaries",
+    ],
     "ENUM_NAME_OVERRIDES": {
         "ExperimentStateEnum": "fedportal.experiments.states.ExperimentState.choices",
         "ExperimentKindEnum": "fedportal.experiments.models.Kind.choices",

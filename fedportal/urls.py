@@ -2,6 +2,7 @@
 
 from django.contrib import admin
 from django.urls import include, path
+from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 urlpatterns = [
@@ -18,6 +19,7 @@ urlpatterns = [
     path("kaapana-backend/remote/", include("fedportal.relay.urls")),
     # as later versions of Kaapana call it
     path("kaapana-remote/remote/", include("fedportal.relay.urls", namespace="relay-sync")),
+    path("api/", RedirectView.as_view(pattern_name="api-docs"), name="api-root"),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="api-docs"),
 ]

@@ -106,3 +106,11 @@ def test_the_api_page_stands_in_the_portals_frame_and_needs_no_inline_script(cli
     assert '<a class="skip-link"' in shown
     assert "SwaggerUIBundle" not in shown
     assert client.get("/api/docs/?script=").status_code == 200
+
+
+def test_the_api_has_a_door_and_says_of_every_address_what_it_does(client, db):
+    client.force_login(ada())
+    assert client.get("/api/").headers["Location"] == "/api/docs/"
+    schema = client.get("/api/schema/", headers={"accept": "application/json"}).json()
+    for path, methods in schema["paths"].items():
+        assert all(one.get("summary") for one in methods.values()), path

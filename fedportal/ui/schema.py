@@ -1,0 +1,15 @@
+"""The OpenAPI page: what stands beside an address."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def add_summaries(result: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Give every operation the first sentence of its description as its summary, so that the folded list can be read."""
+    for operations in result["paths"].values():
+        for operation in operations.values():
+            sentence = " ".join(operation.get("description", "").split("\n\n")[0].split()).split(". ")[0].rstrip(".")
+            if sentence:
+                operation.setdefault("summary", sentence)
+    return result
