@@ -242,7 +242,7 @@ class LocalConnector(Configured):
                 remedy="Correct the folder or its rights.",
             ) from error
         what = "The data folder" if folders == {self._data_root} else f"The {len(folders)} data folders of the pool"
-        return f"{what} can be read, {count} entries."  # everybody reads it, so without the path
+        return f"{what} can be read, {count} entr{'y' if count == 1 else 'ies'}."  # everybody reads it, so without the path
 
     def _check_work(self) -> str:
         try:

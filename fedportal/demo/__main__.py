@@ -144,7 +144,7 @@ def run(options, state, values, environment, processes, airflow, say) -> int:
     state.address_file.write_text(f"{address}/experiments/{experiment.key}/\n")
     if not options.headless:
         greet(address, experiment.key, values["passwords"], time.monotonic() - begun)
-    return stay(options, portal, experiment, processes, airflow, say, answers_at)
+    return stay(options, state, portal, experiment, processes, airflow, say, answers_at)
 
 
 def remove(state: DemoState) -> int:
@@ -155,7 +155,7 @@ def remove(state: DemoState) -> int:
     return 0
 
 
-def stay(options, portal, experiment, processes, airflow, say, answers_at: float) -> int:
+def stay(options, state, portal, experiment, processes, airflow, say, answers_at: float) -> int:
     """Keep the processes alive; with ``--headless`` or ``--exit`` report when the experiment has ended, with ``--baselines``
     when all that stands beside it has, too."""
     told = False
@@ -172,7 +172,7 @@ def stay(options, portal, experiment, processes, airflow, say, answers_at: float
                 sys.stdout.write(json.dumps(summary, indent=2) + "\n")
                 sys.stdout.flush()
             else:
-                say(f"The experiment has ended: {summary['state']}. Global model: Dice {summary['final_dice']}.")
+                say(ending(summary, experiment.family.count() - 1, state.address_file.read_text().strip()))
             if options.exit:
                 states = {summary["state"], *summary.get("baselines", {}).values()}
                 return 0 if states == {"completed"} else 1
@@ -195,6 +195,17 @@ def greet(address: str, key: str, passwords: dict[str, str], seconds: float) -> 
   Ctrl-C stops it; `make demo` goes on where it stopped; `make clean-demo` removes it.
 """
     )
+
+
+def ending(summary: dict, beside: int, address: str) -> str:
+    """Say how the experiment ended, and where to look next."""
+    dice = summary["final_dice"]
+    said = f"The experiment has ended: {summary['state']}."
+    if dice is not None:
+        said += f" The global model has a mean Dice of {dice:.3f}."
+    if beside and summary["state"] == "completed":
+        said += f"\n  Its {beside} baselines and evaluations fill the comparison: {address}compare/"
+    return f"  {said}\n"
 
 
 def print_to_stderr(text: str) -> None:

@@ -1,7 +1,7 @@
 // Times for people: the page carries UTC, a person reads the own clock; running times count on.
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
-const full = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+const full = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
 
 /** Write the times inside an element: [data-clock] as local time, [data-since] as seconds passed. */
 export function showTimes(root = document) {
