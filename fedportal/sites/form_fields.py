@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from django import forms
 from django.core.files.uploadedfile import UploadedFile
+from django.utils.html import escape
 
 from fedportal.connectors.fields import Field
 from fedportal.connectors.http import why_refused
@@ -27,7 +28,7 @@ def form_field(declared: Field) -> forms.Field:
     """Return the form field of a connector's field. Issued secrets have none: nobody types them."""
     common: dict[str, Any] = {
         "label": declared.label,
-        "help_text": declared.help,
+        "help_text": escape(declared.help),  # Django's pages take a help text for HTML
         "required": declared.required,
         "initial": declared.default,
     }
@@ -157,7 +158,7 @@ class CertificatesField(forms.CharField):
 
     def mark_stored(self, pem: str) -> None:
         if pem:
-            self.help_text = f"{self.help_text} Stored: {'; '.join(certificates.describe(pem))}.".strip()
+            self.help_text = f"{self.help_text} Stored: {escape('; '.join(certificates.describe(pem)))}.".strip()
 
 
 class WriteOnlyTextarea(forms.Textarea):

@@ -4,8 +4,10 @@ import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 
 from fedportal.connectors import registry
+from fedportal.connectors.fields import Field
 from fedportal.sites import services
 from fedportal.sites.connection import described, stored_fields
+from fedportal.sites.form_fields import form_field
 from fedportal.sites.forms import clashing, site_form
 from fedportal.sites.models import ConnectorKind, Site
 from fedportal.sites.services import SiteBusy
@@ -211,3 +213,12 @@ def test_no_connector_takes_a_name_of_the_sites_own(kind):
     assert connector.TITLE
     assert connector.SUMMARY
     assert json.dumps([field.default for field in connector.FIELDS])
+
+
+def test_help_and_names_in_certificates_are_shown_as_they_were_written():
+    assert form_field(Field("project", "Project", "As /aii/projects/<name> shows it.")).help_text == (
+        "As /aii/projects/&lt;name&gt; shows it."
+    )
+    field = form_field(Field("ca", "Authority", "", kind="file"))
+    field.mark_stored(certificate("<b>Mainz</b>"))
+    assert "&lt;b&gt;Mainz&lt;/b&gt;, expires" in field.help_text
