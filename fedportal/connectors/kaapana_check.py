@@ -23,6 +23,7 @@ LOOK_AGAIN = 1.0
 SKEW = 30.0
 """Seconds that the site's clock may differ before its proxy takes our tokens for ended ones."""
 INSTALL = "Install the extension fp-train-workflow at the site; docs/kaapana.md says how."
+COMPLETE = "Give the extension the site's key, or install that of the portal's version; docs/kaapana.md says how."
 
 
 class KaapanaCheck(TrainerWords):
@@ -136,7 +137,7 @@ class KaapanaCheck(TrainerWords):
             if isinstance(report, dict):
                 return self.hear(report, since=begun, remedy=INSTALL)
             if entry.get("level") == "error":
-                raise SiteRefused(f"fp-check failed: {entry['message']}", remedy=INSTALL)
+                raise SiteRefused(f"fp-check failed: {entry['message']}", remedy=COMPLETE)
         raise SiteRefused(
             "fp-check ended without a word.", remedy="Look at its log in Kaapana: did its pod start at all?"
         )

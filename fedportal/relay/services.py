@@ -259,5 +259,10 @@ def wake(job: RemoteJob) -> None:
     attempt = Attempt.objects.select_related("site_run__round__experiment").filter(run=job.run).first()
     if attempt is not None:
         attempt.site_run.round.experiment.wake()
-    elif job.is_check and job.status.is_over:
+    elif job.is_check and (job.status.is_over or _waits_for_a_steward(job)):
         Site.objects.filter(pk=job.site_id, retired_at=None).update(check_due_at=timezone.now())
+
+
+def _waits_for_a_steward(job: RemoteJob) -> bool:
+    instances = RemoteInstance.objects.filter(site=job.site_id, automatic_workflow_execution=False)
+    return job.status is JobState.PENDING and instances.exists()

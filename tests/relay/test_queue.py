@@ -220,6 +220,24 @@ def test_the_answer_brings_the_next_check(mainz, checked):
 
 
 @pytest.mark.store
+def test_that_a_steward_has_to_confirm_the_look_at_the_site_is_shown_at_once(mainz, checked):
+    queue, _answer = checked
+    put_off = timezone.now() + timedelta(hours=1)
+    mainz.poll(automatic_workflow_execution=False)
+    step = next(step for step in connector(queue).check().steps if not step.ok)
+    assert "It waits for the site's next poll" in step.message
+    Site.objects.update(check_due_at=put_off)
+    (job,) = mainz.jobs(automatic_workflow_execution=False)
+    mainz.report(job["id"], "pending", run_id=None)
+    assert Site.objects.get(slug="mainz").check_due_at <= timezone.now()
+    step = next(step for step in connector(queue).check().steps if not step.ok)
+    assert "It waits for the steward's confirmation" in step.message
+    Site.objects.update(check_due_at=put_off)
+    mainz.report(job["id"], "running")
+    assert Site.objects.get(slug="mainz").check_due_at == put_off
+
+
+@pytest.mark.store
 def test_a_report_under_another_key_is_not_believed(mainz, checked):
     queue, answer = checked
     answer(REPORT, key=b"x" * 32)

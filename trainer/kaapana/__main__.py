@@ -64,6 +64,14 @@ def main(argv: Sequence[str] | None = None, *, work: Work = train_or_evaluate) -
     return 0
 
 
+class NoKey(Fault):
+    """The job is well; what the site's administrator had to give is missing."""
+
+    def __init__(self) -> None:
+        super().__init__(Exit.BAD_JOB)
+        self.message = "The project's Secret “fedportal” holds no site key of hexadecimal digits."
+
+
 class Pod:
     """What a pod is told: the run's conf, the batch, and where the site keeps its datasets."""
 
@@ -182,7 +190,7 @@ def _site_key() -> bytes:
     except ValueError:
         key = b""
     if not key:
-        raise Fault(Exit.BAD_JOB, "The project's Secret “fedportal” holds no site key of hexadecimal digits.")
+        raise NoKey
     return key
 
 
