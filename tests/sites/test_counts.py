@@ -67,10 +67,10 @@ def test_small_counts_are_in_no_page_of_the_site_and_in_no_answer_of_the_api(cli
     client.force_login(ada())
     shown = client.get("/sites/mainz/").content.decode()
     assert "4321 training" in shown
-    assert "fewer than 5 validation" in shown
+    assert "fewer than 5 held out" in shown
     (row,) = client.get("/api/sites/mainz/datasets/").json()
     assert (row["train_cases"], row["validation_cases"], row["fewer_than"]) == (4321, None, 5)
     client.force_login(otto())
-    assert "3 validation" in client.get("/sites/mainz/").content.decode()
+    assert "3 held out" in client.get("/sites/mainz/").content.decode()
     (row,) = client.get("/api/sites/mainz/datasets/").json()
     assert (row["validation_cases"], row["fewer_than"]) == (3, None)
