@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.views.decorators.http import require_GET
 
@@ -75,9 +77,19 @@ def event_dicts(experiment: Experiment) -> Iterator[dict[str, Any]]:
     return rows.values(*EVENT_FIELDS).iterator(chunk_size=BATCH)
 
 
+class Streamed(StreamingHttpResponse):
+    """Of an iterator over rows. Behind ASGI Django's own reads all of it into memory before the first byte goes out."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        parts = iter(self.streaming_content)
+        while some := await sync_to_async(lambda: b"".join(islice(parts, BATCH)))():
+            yield some
+
+
 def as_file(parts: Iterator[str], kind: str, name: str) -> StreamingHttpResponse:
+    """Return a download of texts that are made while it is sent."""
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingHttpResponse(parts, content_type=f"{kind}; charset=utf-8", headers=headers)
+    return Streamed(parts, content_type=f"{kind}; charset=utf-8", headers=headers)
 
 
 @require_GET

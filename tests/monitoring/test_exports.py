@@ -5,8 +5,11 @@ import json
 import pytest
 from django.urls import reverse
 
+from fedportal.accounts.models import User
 from fedportal.experiments import journal
 from fedportal.experiments.models import Metric
+from fedportal.monitoring.exports import as_file
+from fedportal.monitoring.rows import BATCH
 from tests import factories
 from tests.monitoring import scenes
 
@@ -76,3 +79,28 @@ def test_a_chart_leaves_as_a_plotly_figure(export, running):
         "Hospital ulm · ET · global model on the site's held-out cases",
     }
     assert figure["layout"]["title"]["text"] == f"{running.title}: Dice"
+
+
+async def test_a_download_goes_out_while_it_is_read():
+    made = []
+
+    def rows():
+        for number in range(3 * BATCH):
+            made.append(number)
+            yield f"{number}\n"
+
+    parts = aiter(as_file(rows(), "text/csv", "numbers.csv"))
+    first = await anext(parts)
+    assert first.startswith(b"0\n1\n")
+    assert len(made) == BATCH, "the rest is not in memory yet"
+    text = first + b"".join([part async for part in parts])
+    assert text.decode().split() == [str(number) for number in range(3 * BATCH)]
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_server_of_asgi_sends_the_same_rows(running, async_client):
+    await async_client.aforce_login(await User.objects.aget(pk=running.owner_id))
+    answer = await async_client.get(reverse("monitoring:metrics-csv", args=[running.key]))
+    rows = list(csv.DictReader(io.StringIO(b"".join([part async for part in answer]).decode())))
+    assert len(rows) == await Metric.objects.filter(experiment=running).acount()
+    assert {row["site"] for row in rows} == {"mainz", "ulm"}
