@@ -92,7 +92,7 @@ def _run(connection: socket.socket) -> NoReturn:
         signal.alarm(request["timeout"] + 60)  # the portal kills in time; this is for when it has died
         connection.sendall(json.dumps(_answer(request["verb"], request["arguments"])).encode() + b"\n")
         code = 0
-    except BrokenPipeError:
+    except ConnectionError:
         pass  # the portal is gone; nobody waits for the answer
     except BaseException:
         traceback.print_exc()
