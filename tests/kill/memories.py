@@ -27,7 +27,8 @@ MEMORIES: dict[str, dict[str, Any]] = {
         "plan": {"rounds": 4, "optimizer": {"learning_rate": 1e-7}},
     },
 }
-TIMEOUT = 600
+TIMEOUT = 1800
+"""Seconds; a busy machine takes long for many deaths, and an orchestrator that does not live at all is noticed at once."""
 
 
 def run(stage: Stage, names: Sequence[str]) -> list[dict[str, Any]]:

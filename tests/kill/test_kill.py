@@ -24,7 +24,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], d
     report = tmp_path_factory.mktemp("kill") / "results.jsonl"
     cases = ",".join(":".join(case) for case in CASES)
     memories = [option for name in MEMORIES for option in ("--memory", name)]
-    told = report_of("tests.kill.matrix", "--cases", cases, *memories, to=report, timeout=1800)
+    told = report_of("tests.kill.matrix", "--cases", cases, *memories, to=report, timeout=7200)
     rows = map(json.loads, told.splitlines())
     return {(row["who"], row["step"]): row for row in rows}
 
