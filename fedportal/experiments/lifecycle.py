@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from django.db import transaction
@@ -60,15 +61,16 @@ def move_experiment(experiment: Experiment, to: ExperimentState, *, because: str
         fence(experiment, **fields)
 
 
-def move(row: Round | SiteRun, to: State, *, because: str = "", **fields: Any) -> None:
-    """Move a round or a site run.
+def move(row: Round | SiteRun, *through: State, because: str = "", **fields: Any) -> None:
+    """Move a round or a site run, through one state or several; only the last one is written.
 
     Runs inside a transaction whose first statement was :func:`fence` on the experiment. Raises
     :class:`MoveRefused`, or :class:`StaleClaim` when the row is not in the state that this writer read.
     """
-    if not row.status.may_become(to):
-        raise MoveRefused(row, to)
-    values = {"state": to.value, "reason": because, **fields}
+    for before, to in pairwise((row.status, *through)):
+        if not before.may_become(to):
+            raise MoveRefused(row, to)
+    values = {"state": through[-1].value, "reason": because, **fields}
     if type(row).objects.filter(pk=row.pk, state=row.state).update(**values) != 1:
         raise StaleClaim(f"{row} is no longer in state {row.state}")
     for name, value in values.items():

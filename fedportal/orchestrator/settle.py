@@ -90,10 +90,8 @@ def _round(s: Snapshot, view: RoundView, outcome: Outcome, now: datetime, second
             timings, (now - view.started_at - view.paused).total_seconds(), changes.slowest_site
         )
     row = Round(pk=view.id, number=view.number, experiment_id=s.id, state=view.state.value)
-    for to in through[:-1]:
-        lifecycle.move(row, to)
     if through:
-        lifecycle.move(row, through[-1], because=because, **fields)
+        lifecycle.move(row, *through, because=because, **fields)
     elif fields:
         Round.objects.filter(pk=view.id).update(**fields)
 
@@ -147,10 +145,8 @@ def _new_site_runs(s: Snapshot, changes: Changes) -> list[Attempt]:
 
 
 def _site_run(row: SiteRun, change: SiteRunChange) -> None:
-    for to in change.through[:-1]:
-        lifecycle.move(row, to)
     if change.through:
-        lifecycle.move(row, change.through[-1], because=change.because, **change.fields)
+        lifecycle.move(row, *change.through, because=change.because, **change.fields)
     elif change.fields:
         SiteRun.objects.filter(pk=row.pk).update(**change.fields)
 

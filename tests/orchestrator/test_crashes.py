@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fedportal.experiments import services
+from fedportal.experiments import lifecycle, services
 from fedportal.experiments.lifecycle import MoveRefused
-from fedportal.experiments.models import Attempt, Experiment
-from fedportal.experiments.states import ExperimentState
+from fedportal.experiments.models import Attempt, Experiment, Round
+from fedportal.experiments.states import ExperimentState, RoundState
 from fedportal.orchestrator import engine as engine_module
 from tests.orchestrator.fakes import Federation
 from tests.orchestrator.rows import Unkept, fresh, journal, make_engine, make_running, models, run_to_end, undone
@@ -187,3 +187,10 @@ def _unless_over(act, experiment: Experiment, federation: Federation) -> None:
         act(experiment, federation)
     except MoveRefused:
         assert fresh(experiment).status in (E.COMPLETED, E.CANCELLED)
+
+
+def test_a_move_through_several_states_is_refused_where_one_of_them_is():
+    row = Round(experiment=Experiment(key="abcd"), number=1, state=RoundState.TRAINING.value)
+    with pytest.raises(MoveRefused):
+        lifecycle.move(row, RoundState.COLLECTING, RoundState.TRAINING, RoundState.AGGREGATING)
+    assert row.status is RoundState.TRAINING
