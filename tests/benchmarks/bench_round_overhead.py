@@ -8,8 +8,9 @@ overhead: publishing, starting, fetching, delivering, noticing, judging, aggrega
 two cores with the portal slow each other down, and that is in the figures, too.
 
 The floor is what a bare script needs to put the same objects into the same store, in the same run: three updates at
-once, then the global model. Sites on the portal's machine read over the shelf (decision 0060); with ``--through-store``
-they cannot, their folders lie on another file system, and round and floor read everything back from the store.
+once, then the global model. Nobody starts before a model lies there (decision 0097), so no round can cost less. Sites
+on the portal's machine read over the shelf (decisions 0060, 0096); with ``--through-store`` weights cannot be linked,
+the sites' folders lie on another file system, and round and floor read them back from the store.
 """
 
 from __future__ import annotations
