@@ -371,7 +371,8 @@ def test_the_evaluation_measures_every_model_of_the_end_and_at_the_interval(main
     slugs = sorted(main.participations.values_list("site__slug", flat=True))
     local = [f"local-{slug}" for slug in slugs]
     end = ["best", "pooled", *local, "cyclic", "ensemble"]
-    assert names(evaluation) == [*end, "global-r2", "pooled-r2", *[f"{name}-r2" for name in local], *_r2()]
+    on_the_way = [f"{name}-r2" for name in ("global", "pooled", *local, "cyclic", "ensemble")]
+    assert names(evaluation) == end + on_the_way
     (incoming,) = evaluation.models.all()
     assert (incoming.key, incoming.round_number) == (main.models.get(round_number=4).key, 0)
     of = {subject.name: list(subject.global_models.all()) for subject in evaluation.subjects.all()}
@@ -380,10 +381,6 @@ def test_the_evaluation_measures_every_model_of_the_end_and_at_the_interval(main
     assert len(of["ensemble"]) == 3
     assert [(model.experiment.kind, model.round_number) for model in of["cyclic-r2"]] == [("cyclic", 6)]
     assert of["cyclic"][0].round_number == 12
-
-
-def _r2() -> list[str]:
-    return ["cyclic-r2", "ensemble-r2"]
 
 
 def test_what_has_failed_is_left_out_with_a_word(main, ada):
