@@ -63,7 +63,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=3, help="local epochs: how long the sites work")
     parser.add_argument("--model", choices=MODELS, action="append")
-    parser.add_argument("--through-store", action="store_true", help="let sites and portal read from the store alone")
+    parser.add_argument(
+        "--through-store", action="store_true", help="let sites and portal read weights from the store alone"
+    )
     parser.add_argument("--settings", default="fedportal.settings", help="the portal's settings module")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
