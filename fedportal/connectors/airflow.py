@@ -192,19 +192,21 @@ class AirflowConnector(Configured):
         told = float("-inf") if found.state in ("queued", "running") else begin
         end = begin + GRACE
         while True:
+            is_late = self._clock() > end  # before the look: on a crowded machine one look takes longer than all of it
             try:
                 # again after a while: a task of Airflow 2 that was about to start overwrites what it was told, and runs
                 if self._clock() > told + SILENCE and (told < begin or self._is_open(airflow, run)):
                     airflow.fail(self._dag_of[run], run, CANCELLED_NOTE)
-                    end = self._clock() + GRACE if told < begin else end
+                    if told < begin:
+                        end, is_late = self._clock() + GRACE, False
                     told = self._clock()
                 if self._is_gone(airflow, run, patient=self._clock() < told + SILENCE):
                     return
             except SiteUnreachable:
                 # it answers 500 when another of its processes wrote to the database first, and is told again
-                if self._clock() > end:
+                if is_late:
                     raise
-            if self._clock() > end:
+            if is_late:
                 raise SiteMisbehaved(
                     f"Airflow was told to end {run}, and its processes go on.",
                     remedy="End the task in Airflow's web interface, or its process on the machine.",

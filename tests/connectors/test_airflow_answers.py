@@ -172,6 +172,17 @@ def test_a_cancel_that_is_answered_with_500_for_ever_is_given_back(server: Serve
     assert len([method for method, *_ in server.seen if method == "PATCH"]) == 2 * (GRACE / 10 + 2)
 
 
+def test_a_look_that_takes_longer_than_the_patience_is_not_the_last(server: Server) -> None:
+    """The run was ended before its task began: nothing tells that but time, and a look after it."""
+    never_begun = answer(200, {"task_instances": [{"task_id": "train", "state": "skipped", "try_number": 0}]})
+    connector = site(server, RUNNING, DONE, DONE, never_begun)
+    clock = [0.0]
+    connector._sleep = lambda _: clock.__setitem__(0, clock[0] + 2 * GRACE)
+    connector._clock = lambda: clock[0]
+    connector.cancel(RUN)
+    assert server.seen[-1][1].endswith("taskInstances")
+
+
 def test_an_answer_of_another_product_is_misbehaviour(server: Server) -> None:
     with pytest.raises(SiteMisbehaved):
         site(server, answer(200, ["not", "an", "object"])).poll(RUN)
