@@ -22,13 +22,15 @@ WHERE_DATABASES_DIFFER = (
     "tests/sites/test_services.py",
     "tests/accounts/test_api.py",
 )
-"""All of tests/ passes with ``DATABASE_URL`` set to a PostgreSQL; these are where it matters most."""
+"""Locks, ids, texts, numbers and time. Any other test runs on a PostgreSQL with ``DATABASE_URL`` set to it."""
+
+NO_STORE = ("-m", "not store")  # they would start a second one beside that of the tests around
 
 
 def test_what_matters_passes_on_postgresql_too():
     with postgres() as address:
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *WHERE_DATABASES_DIFFER],
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *NO_STORE, *WHERE_DATABASES_DIFFER],
             cwd=ROOT,
             env=os.environ | {"DATABASE_URL": address},
             capture_output=True,
