@@ -18,9 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 60_000
+"""Milliseconds for what a browser waits for on a busy machine."""
+expect.set_options(timeout=PATIENCE)
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Stack:
     def passwords(self) -> dict[str, str]:
         return json.loads((self.folder / "demo.json").read_text())["passwords"]
 
-    def start(self, *, timeout: float = 180) -> None:
+    def start(self, *, timeout: float = 480) -> None:
         self.port = self.port or free_port()
         (self.folder / "address").unlink(missing_ok=True)
         command = [sys.executable, "-m", "fedportal.demo", "--headless", "--state", str(self.folder)]
@@ -108,9 +111,11 @@ def free_port() -> int:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The demo with a short reference experiment, shared by the browser tests of a session."""
     demo = Stack(tmp_path_factory.mktemp("demo"), arguments=("--rounds", "2"))
-    demo.start()
-    yield demo
-    demo.stop()
+    try:
+        demo.start()
+        yield demo
+    finally:
+        demo.stop()
 
 
 @pytest.fixture(scope="module")  # not longer: its event loop stands in the way of other modules' browsers and loops
@@ -154,7 +159,7 @@ def open_page(chromium: Browser, stack: Stack, request: pytest.FixtureRequest) -
             accept_downloads=True,
         )
         contexts.append(context)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(f"{page.url}: {error}"))
         page.on("console", lambda message: complain(page, message))
