@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -17,8 +16,17 @@ from playwright.sync_api import Page, expect
 from tests.airflow import faults
 from tests.airflow.federation import HOSPITALS, Federation
 from tests.e2e.conftest import Stack
+from tests.e2e.pages import (
+    compose,
+    download_model,
+    expect_ready,
+    points,
+    register,
+    site_key,
+    wait_for_lines,
+    wait_until_over,
+)
 from tests.e2e.portal_client import Client
-from tests.e2e.test_main_job import compose, points, wait_until_over
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -33,9 +41,11 @@ LOTS = {"local_epochs": 1000, "network": {"channels": [8, 16, 32, 64], "strides"
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     demo = Stack(tmp_path_factory.mktemp("airflow"), arguments=("--airflow", "--rounds", "2"))
-    demo.start(timeout=480)
-    yield demo
-    demo.stop()
+    try:
+        demo.start()
+        yield demo
+    finally:
+        demo.stop()
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +65,11 @@ def registered(federation: Federation, open_page: Callable[..., Page]) -> Federa
     """The federation, registered by an operator in the browser, once."""
     slugs = {site["slug"] for site in federation.operator.get("/sites/")["results"]}
     if not slugs.issuperset(REGISTERED):
-        register(open_page("operator"), federation)
+        register_all(open_page("operator"), federation)
     return federation
 
 
-def register(page: Page, federation: Federation) -> None:
+def register_all(page: Page, federation: Federation) -> None:
     """Retire the demo's own registrations and register each hospital anew; install its key there; test the connection."""
     page.set_default_timeout(PATIENCE)
     for slug in HOSPITALS:
@@ -68,33 +78,19 @@ def register(page: Page, federation: Federation) -> None:
         page.get_by_role("button", name="Retire the site").click()
         expect(page.get_by_text("is retired")).to_be_visible(timeout=PATIENCE)
     for site in federation.sites:
-        page.goto("/sites/")
-        page.get_by_role("link", name="Register a site").first.click()
-        page.get_by_role("link", name=re.compile("^Airflow")).click()
-        page.get_by_label("Name", exact=True).fill(REGISTERED[site.slug])
-        page.get_by_label("Short name").fill(site.slug)
-        page.get_by_label("Address").fill(site.door.url)
-        page.get_by_label("User", exact=True).fill(site.server.user)
-        page.get_by_label("Password").fill(site.server.password)
-        page.get_by_role("button", name="Register and check").click()
-        expect(page.get_by_role("heading", level=1)).to_have_text(REGISTERED[site.slug], timeout=PATIENCE)
+        login = {"Address": site.door.url, "User": site.server.user, "Password": site.server.password}
+        register(page, "Airflow", name=REGISTERED[site.slug], slug=site.slug, fields=login)
     for site in federation.sites:
         # the first check comes before the site has its key, and says so
         page.goto(f"/sites/{site.slug}/")
         remedy = page.locator(".step--bad", has_text="Key").locator(".steps__remedy")
         expect(remedy).to_contain_text("run the installation at the site again", timeout=PATIENCE)
-        page.get_by_role("button", name="Show the site's key").click()
-        federation.install(site, page.locator("#secret").inner_text().split("=")[1].strip())
-        page.get_by_role("link", name="Done").click()
+        federation.install(site, site_key(page, site.slug))
         page.get_by_role("button", name="Test connection").click()
     for site in federation.sites:
-        page.goto(f"/sites/{site.slug}/")
-        expect(page.locator("[data-part=health]")).to_contain_text("Ready", timeout=PATIENCE)
-        steps = page.locator("[data-part=check] .steps > li")
-        names = page.locator("[data-part=check] .steps__name").all_inner_texts()
-        assert {"Login", "DAGs", "Trainer", "Key", "Datasets"} <= set(names)
-        assert page.locator("[data-part=check] .step--good").count() == steps.count()
-        assert f"Airflow {site.version}." in steps.all_inner_texts()[names.index("Version")]
+        told = expect_ready(page, site.slug)
+        assert {"Login", "DAGs", "Trainer", "Key", "Datasets"} <= set(told)
+        assert f"Airflow {site.version}." in told["Version"]
 
 
 def test_the_demo_completes_the_reference_experiment_on_airflow_2_and_3(stack, researcher, federation):
@@ -113,17 +109,12 @@ def test_an_operator_registers_three_airflows_and_a_researcher_trains_on_them(op
     page.get_by_role("button", name="Start the experiment").click()
     page.wait_for_url(f"**/experiments/{key}/", wait_until="commit", timeout=PATIENCE)
     page.evaluate("window.neverReloaded = true")
-    page.wait_for_function(
-        "() => (document.getElementById('plot-loss').data || []).filter(t => t.x.length).length >= 3", timeout=PATIENCE
-    )
+    wait_for_lines(page, "loss", 3, timeout=120)
     wait_until_over(page)
     assert page.evaluate("window.neverReloaded"), "all points came by themselves"
     assert {line for line, *_ in points(page, "dice")} >= set(REGISTERED.values())
 
-    with page.expect_download() as downloading:
-        page.locator("#models-list a", has_text=".safetensors").first.click()
-    digest = hashlib.sha256(downloading.value.path().read_bytes()).hexdigest()
-    assert digest in page.locator("#models-list").inner_html()
+    digest = hashlib.sha256(download_model(page)).hexdigest()
     assert digest == researcher.get(f"/experiments/{key}/models/")[-1]["sha256"]
     for site in registered.sites:
         assert set(registered.begins(key, site.slug).values()) == {1}

@@ -1,6 +1,5 @@
 """The main job as a researcher does it, in a real browser on the real stack."""
 
-import hashlib
 import json
 import re
 import time
@@ -8,50 +7,11 @@ import urllib.request
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
+
+from tests.e2e.pages import compose, download_model, points, wait_until_over
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-POINTS = """name => {
-  const plot = document.getElementById(name);
-  return (plot.data || []).flatMap(t => Array.from(t.x, (x, i) => [t.name, x, t.y[i]])).filter(([n, x, y]) => x !== null && y !== null);
-}"""
-
-
-def points(page: Page, chart: str) -> list:
-    """Return what a chart shows: [line, x, y] of every point."""
-    return page.evaluate(POINTS, f"plot-{chart}")
-
-
-DEMO_SITES = ("Altberg University Hospital", "Linden Hospital", "Seeblick Clinic")
-
-
-def compose(page: Page, title: str, *, rounds: int, epochs: int | None = 1, sites: tuple[str, ...] = DEMO_SITES) -> str:
-    """Go through the composer from the reference preset to the review; return the experiment's key.
-
-    ``epochs``: local epochs, as the preset has them where ``None``. ``sites``: the three that must be offered.
-    """
-    page.goto("/experiments/new/")
-    page.get_by_role("button", name=re.compile("preset: Brain tumour, laptop size")).click()
-    page.get_by_label("Name", exact=True).fill(title)
-    page.get_by_role("button", name="Continue").click()
-    for site in sites:
-        expect(page.locator("main")).to_contain_text(site)
-    page.get_by_role("button", name="Continue").click()
-    expect(page.get_by_label("Learning rate", exact=True)).to_have_value("0.001")
-    page.get_by_role("button", name="Continue").click()
-    page.get_by_role("spinbutton", name="Rounds", exact=True).fill(str(rounds))
-    if epochs is not None:
-        page.get_by_label("Local epochs").fill(str(epochs))
-    page.get_by_role("button", name="Continue").click()
-    expect(page.get_by_label("Pooled", exact=True)).not_to_be_checked()
-    page.get_by_role("button", name="Continue").click()
-    expect(page.locator("main")).to_contain_text(f"at 3 sites with 24 training cases for {rounds} rounds")
-    return page.url.split("/experiments/")[1].split("/")[0]
-
-
-def wait_until_over(page: Page, timeout: float = 300) -> None:
-    expect(page.locator("#head[data-state=completed]")).to_be_visible(timeout=timeout * 1000)
 
 
 def test_a_researcher_composes_starts_watches_reloads_and_downloads(open_page, stack):
@@ -99,11 +59,7 @@ def test_a_researcher_composes_starts_watches_reloads_and_downloads(open_page, s
 
     # download, and check what was downloaded against what the page says
     expect(page.locator("#models-list")).to_contain_text("Round 3")
-    with page.expect_download() as downloading:
-        page.locator("#models-list a", has_text=".safetensors").first.click()
-    data = downloading.value.path().read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    assert digest in page.locator("#models-list").inner_html()
+    data = download_model(page)
 
     # the address resumes: a Range is answered with the rest of the same bytes
     address = page.locator("#models-list a", has_text=".safetensors").first.get_attribute("href")

@@ -327,6 +327,7 @@ def test_a_site_that_is_well_passes_every_step(
     assert report.datasets[0].shape == (8, 9, 10)
     assert "torch" in report.version
     assert report.facts["store"]["ok"] is True
+    assert [state for _, state in kaapana.runs("fp-check")] == ["success"]
 
 
 def test_a_site_with_another_key_is_found_by_its_check(kaapana: KaapanaDouble) -> None:

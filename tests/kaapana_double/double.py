@@ -24,6 +24,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 EXTENSION = ROOT / "trainer" / "kaapana" / "extension" / "docker" / "files"
 POD = (sys.executable, "-u", str(HERE / "pod.py"))
+TRAINER = (sys.executable, "-u", "-m", "trainer.kaapana")
+"""The entry of the trainer's image, with the real work."""
+PATIENCE = 480.0
+"""Seconds in which an Airflow starts on any machine."""
 
 _WEB_CONFIG = """
 from flask import current_app
@@ -95,7 +99,7 @@ class KaapanaDouble:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._seen = 0
         self.secrets = self.folder / "secrets.json"
-        self.secrets.write_text(json.dumps({"fedportal": {"site-key": site_key}}))
+        self.give_key(site_key)
         self.airflow = KaapanaAirflow(
             2,
             self.folder / "airflow",
@@ -127,13 +131,22 @@ class KaapanaDouble:
         """``<series>/<operator>/`` with what Kaapana's operators would produce for a series."""
         return self.folder / "pacs"
 
-    def start(self) -> KaapanaDouble:
+    def start(self, *, wait: bool = True) -> KaapanaDouble:
         shutil.copytree(EXTENSION, self.airflow.dags, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         self.airflow.start(wait=False)
-        self.airflow.wait()
-        for dag in ("fp-train", "fp-check", "fp-offer"):
-            self.airflow.wait_for_dag(dag)
+        if wait:
+            self.wait()
         return self
+
+    def wait(self) -> None:
+        """Return when the interface answers and the workflows of the extension are there."""
+        self.airflow.wait(timeout=PATIENCE)
+        for dag in ("fp-train", "fp-check", "fp-offer"):
+            self.airflow.wait_for_dag(dag, timeout=PATIENCE)
+
+    def give_key(self, key: str) -> None:
+        """Put the site's key (hex) into the Secret of the project, as the hospital's IT does."""
+        self.secrets.write_text(json.dumps({"fedportal": {"site-key": key}}))
 
     def stop(self) -> None:
         self.door.close()

@@ -4,17 +4,20 @@
 
 It makes the calls that kaapana-backend makes (``get_remote_updates``, ``update_external_job`` and, for later versions,
 the single sync), in their order and with their shapes, and carries the jobs out: by the site's own trainer, or by
-triggering a DAG of a real Airflow. It knows of the portal what the pasted definition says, and nothing else.
+starting the extension's workflows on a Kaapana with a real Airflow (``tests/kaapana_double``). It knows of the portal
+what the pasted definition says, and nothing else.
 
-``site.json``: ``definition`` (the portal's), ``instance_name``, ``site_key`` (hex), ``data_root``, ``work_dir``; and as
-one likes ``socket`` (a warm trainer), ``airflow`` (``{"url", "user", "password"}``), ``dialect`` (poll or sync), ``interval``
-(seconds), ``confirms`` (start nothing until ``<work_dir>/confirmed`` exists), ``skew`` (seconds that the clock is ahead),
+``site.json``: ``definition`` (the portal's), ``instance_name``, ``data_root``, ``work_dir``; then ``site_key`` (hex) and, if
+there is one, ``socket`` (a warm trainer), or ``airflow`` (address of a Kaapana's Airflow, inside the platform); and as one
+likes ``dialect`` (poll or sync), ``interval`` (seconds), ``confirms`` (start nothing while ``<work_dir>/confirmed`` does not
+exist), ``skew`` (seconds that the clock is ahead),
 ``faults``: ``twice`` (every call is made twice), ``late`` (the report "running" comes after the end).
 """
 
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import sys
 import time
@@ -42,11 +45,12 @@ DAGS = {"fp-train": {"ui_forms": {}}, "fp-check": {"ui_forms": {}}}
 class Runner(Protocol):
     """What carries jobs out: the site's Airflow, in Kaapana's words for its states."""
 
-    def start(self, run: str, dag_id: str, conf: dict[str, Any]) -> None: ...
+    def start(self, run: str, dag_id: str, conf: dict[str, Any]) -> str:
+        """Start a job and return the site's own id of its run."""
 
-    def state(self, run: str, dag_id: str) -> str: ...
+    def state(self, run_id: str, dag_id: str) -> str: ...
 
-    def abort(self, run: str, dag_id: str) -> None: ...
+    def abort(self, run_id: str, dag_id: str) -> None: ...
 
 
 class TrainerRunner:
@@ -58,55 +62,62 @@ class TrainerRunner:
         self._file = SiteFile(Path(folders["data_root"]), Path(folders["work_dir"]), settings["site_key"], threads=1)
         self._checks: dict[str, str] = {}
 
-    def start(self, run: str, dag_id: str, conf: dict[str, Any]) -> None:
+    def start(self, run: str, dag_id: str, conf: dict[str, Any]) -> str:
         job = conf["fedportal"]
         key = bytes.fromhex(self._file.key)
         if dag_id == "fp-check":
             hand_in(report(self._file, job), job, key)
             self._checks[run] = "success"
-            return
+            return run
         if job["contract"] != CONTRACT_VERSION:
             raise ValueError(f"a job of contract {job['contract']}")
         ticket = LaunchTicket(job["run"], job["spec_url"], attempt_key(key, job["run"]), job["dataset"])
         self._site.launch(ticket)
+        return run
 
-    def state(self, run: str, dag_id: str) -> str:
-        if run in self._checks:
-            return self._checks[run]
+    def state(self, run_id: str, dag_id: str) -> str:
+        if run_id in self._checks:
+            return self._checks[run_id]
         words = {
             RunState.WAITING: "queued",
             RunState.SUCCEEDED: "success",
             RunState.CANCELLED: "failed",
             RunState.LOST: "",
         }
-        state = self._site.poll(run).state
+        state = self._site.poll(run_id).state
         return words.get(state, state.value)
 
-    def abort(self, run: str, dag_id: str) -> None:
-        self._site.cancel(run)
+    def abort(self, run_id: str, dag_id: str) -> None:
+        self._site.cancel(run_id)
 
 
-class AirflowRunner:
-    """Triggers the site's DAGs over Airflow's REST API v1. The site's key lies in the file that its installation wrote."""
+class KaapanaRunner:
+    """Starts the extension's workflows on the site's own Kaapana, from inside the platform, as kaapana-backend does."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._url = settings["airflow"]["url"] + "/api/v1"
+        self._url = settings["airflow"] + "/kaapana/api"
         self._session = requests.Session()
-        self._session.auth = (settings["airflow"]["user"], settings["airflow"]["password"])
 
-    def start(self, run: str, dag_id: str, conf: dict[str, Any]) -> None:
-        body = {"dag_run_id": run, "conf": conf["fedportal"]}
-        answer = self._session.post(f"{self._url}/dags/{dag_id}/dagRuns", json=body, timeout=30)
-        if answer.status_code != 409:  # 409: it runs already
-            answer.raise_for_status()
+    def start(self, run: str, dag_id: str, conf: dict[str, Any]) -> str:
+        answer = self._session.post(f"{self._url}/trigger/{dag_id}", json={"conf": _escaped(conf)}, timeout=30)
+        answer.raise_for_status()
+        return str(answer.json()["message"][1]["run_id"])
 
-    def state(self, run: str, dag_id: str) -> str:
-        answer = self._session.get(f"{self._url}/dags/{dag_id}/dagRuns/{run}", timeout=30)
-        return "" if answer.status_code == 404 else str(answer.json()["state"])
+    def state(self, run_id: str, dag_id: str) -> str:
+        answer = self._session.get(f"{self._url}/dagdetails/{dag_id}/{run_id}", timeout=30)
+        return str(answer.json()["state"]) if answer.ok else ""
 
-    def abort(self, run: str, dag_id: str) -> None:
-        body = {"state": "failed"}
-        self._session.patch(f"{self._url}/dags/{dag_id}/dagRuns/{run}", json=body, timeout=30)
+    def abort(self, run_id: str, dag_id: str) -> None:
+        self._session.post(f"{self._url}/abort/{dag_id}/{run_id}", timeout=30)
+
+
+def _escaped(value: Any) -> Any:
+    """Return JSON as it comes out of Kaapana's backend, which takes every text for a part of a page."""
+    if isinstance(value, dict):
+        return {name: _escaped(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inner) for inner in value]
+    return html.escape(value) if isinstance(value, str) else value
 
 
 @dataclass
@@ -117,6 +128,8 @@ class Job:
     run: str
     dag_id: str
     conf: dict[str, Any]
+    run_id: str = ""
+    """What the site's Airflow calls it, once it has been started."""
     status: str = "pending"
     told: str = ""
     """The status that the portal has been told last."""
@@ -140,7 +153,7 @@ class PullingSite:
         self._session = requests.Session()
         self._session.headers.update({"FederatedAuthorization": definition["token"], "User-Agent": "kaapana"})
         self._seal = Fernet(_own_key(Path(settings["work_dir"])))
-        self.runner = runner or (AirflowRunner(settings) if "airflow" in settings else TrainerRunner(settings))
+        self.runner = runner or (KaapanaRunner(settings) if "airflow" in settings else TrainerRunner(settings))
         self._datasets = [
             {"name": path.parent.name, "username": "kaapana", "identifiers": [self._seal.encrypt(b"1.2.3").decode()]}
             for path in sorted(Path(settings["data_root"]).glob("*/dataset.json"))
@@ -210,7 +223,8 @@ class PullingSite:
         for incoming in document["remote_to_client_jobs"]:
             known = self.jobs.get(incoming["id"])
             if known is not None and incoming["status"] == "aborted" and not known.is_over:
-                self.runner.abort(known.run, known.dag_id)
+                if known.run_id:
+                    self.runner.abort(known.run_id, known.dag_id)
                 known.status = "aborted"
             else:
                 self._take(incoming)
@@ -219,8 +233,9 @@ class PullingSite:
         if incoming["id"] in self.jobs:
             return  # Kaapana knows it by its number and the portal's name
         conf = incoming["conf_data"]
-        for sealed in conf.get("data_form", {}).get("identifiers", []):
-            self._seal.decrypt(sealed.encode())  # raises for what this site did not seal itself
+        if "data_form" in conf:  # decrypting raises for what this site did not seal itself
+            sealed = conf["data_form"]["identifiers"]
+            conf["data_form"]["identifiers"] = [self._seal.decrypt(uid.encode()).decode() for uid in sealed]
         run = conf["fedportal"]["run"]
         self.jobs[incoming["id"]] = job = Job(incoming["id"], run, incoming["dag_id"], conf)
         self._tell(job)
@@ -237,8 +252,7 @@ class PullingSite:
                 self.call("kaapana-backend/remote/job", {**self._report(job), "status": "running"})
 
     def _report(self, job: Job) -> dict[str, Any]:
-        run_id = None if job.status == "pending" else job.run
-        return {"job_id": job.external_id, "run_id": run_id, "status": job.status, "description": None}
+        return {"job_id": job.external_id, "run_id": job.run_id or None, "status": job.status, "description": None}
 
     # --- work -------------------------------------------------------------------------------------
 
@@ -248,12 +262,12 @@ class PullingSite:
             if job.is_over:
                 self._tell(job)
             elif job.status == "pending" and confirmed:
+                job.run_id = self.runner.start(job.run, job.dag_id, job.conf)
                 job.status = "scheduled"
                 self._tell(job)
-                self.runner.start(job.run, job.dag_id, job.conf)
             elif job.status in ("scheduled", "running"):
                 # Kaapana renames Airflow's success, and calls deleted what Airflow does not know
-                state = self.runner.state(job.run, job.dag_id)
+                state = self.runner.state(job.run_id, job.dag_id)
                 job.status = {"success": "finished", "": "deleted", "queued": "scheduled"}.get(state, state)
                 self._tell(job)
 

@@ -1,6 +1,6 @@
 """Scenes with hospitals that poll: real portal, orchestrator, object store, trainers, and a process for each hospital.
 
-    python -m tests.relay.scenes                       all scenes, about a minute and a half on two free cores
+    python -m tests.relay.scenes                       all scenes, about a minute on two free cores
     python -m tests.relay.scenes --only cancel
     python -m tests.relay.scenes --json FILE           one line per scene as soon as it is known
 
@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 import traceback
@@ -25,10 +24,8 @@ from urllib.parse import urlsplit
 
 import requests
 
-from fedportal.demo.processes import die_with_parent
-from tests.airflow_server import AirflowServer
 from tests.relay.polling_stage import PollingStage
-from tests.stage import ROOT, free_port, temporary_folder
+from tests.stage import temporary_folder
 
 SITES = ("graz", "mainz", "ulm")
 PLAN = {"rounds": 1, "local_epochs": 1, "threads": 1, "seed": 7, "network": {"channels": [4, 8], "strides": [2]}}
@@ -195,47 +192,6 @@ def timezone_now() -> Any:
     return timezone.now()
 
 
-def dag(stage: PollingStage) -> str:
-    """A site whose jobs are runs of the installed DAG on a real Airflow 2.11, ``fp-check`` among them."""
-    from fedportal.relay.models import RemoteJob
-    from fedportal.sites import services
-    from fedportal.sites.connection import key_of
-    from fedportal.sites.models import Site
-
-    site = Site.objects.get(slug="graz")
-    server = AirflowServer(2, stage.folder / "airflow", free_port(), preexec=die_with_parent)
-    home, work = stage.folder / "trainer-of-graz", stage.folder / "work" / "graz-dag"
-    work.mkdir(parents=True)
-    (stage.folder / "key").write_text(key_of(site))
-    folders = ["--data-root", stage.folder / "hospitals" / "graz", "--work-dir", work, "--home", home]
-    options = ["--socket", stage.environment["FEDPORTAL_TRAINER_SOCKET"], "--key-file", stage.folder / "key"]
-    command = [sys.executable, "-m", "trainer.install", "--dags", server.dags, "--python", sys.executable]
-    subprocess.run(
-        list(map(str, [*command, *folders, *options, "--threads", 1])), cwd=ROOT, check=True, capture_output=True
-    )
-    try:
-        server.start()
-        server.wait_for_dag("fp-train")
-        server.wait_for_dag("fp-check")
-        stage.kill("site-graz")
-        airflow = {"url": server.url, "user": server.user, "password": server.password}
-        stage.open_site("graz", airflow=airflow, work_dir=str(work))
-        RemoteJob.objects.filter(is_check=True, site=site).delete()
-        services.request_check(site)
-        checks = RemoteJob.objects.filter(is_check=True, site=site, state="finished")
-        stage.wait_for(checks.exists, timeout=90)
-        stage.wait_for(lambda: Site.objects.get(slug="graz").last_check.ok, timeout=60)
-        experiment = stage.wait_for_end(stage.experiment(plan=PLAN, title="A real DAG"), timeout=240)
-        assert experiment.state == "completed", f"{experiment.reason}\n{stage.journal(experiment)}"
-        runs = RemoteJob.objects.filter(run__startswith=f"fp-{experiment.key}-", site=site)
-        stage.wait_for(lambda: all(run.state == "finished" for run in runs.all()), timeout=60)
-        assert {run.remote_run_id for run in runs} == {run.run for run in runs}
-        assert len(list(work.glob("runs/fp-*"))) == runs.count() == 2
-    finally:
-        server.stop()
-    return f"{experiment.duration.total_seconds():.1f} s"
-
-
 SCENES: dict[str, Callable[[PollingStage], str]] = {
     "dialects": dialects,
     "relay": relay,
@@ -243,7 +199,6 @@ SCENES: dict[str, Callable[[PollingStage], str]] = {
     "steward": steward,
     "power-cuts": power_cuts,
     "cancel": cancel,
-    "dag": dag,
 }
 
 

@@ -59,8 +59,8 @@ class TestPollingSite(ConnectorContract):
         closing.set()
         thread.join(30)
         for job in hospital.jobs.values():
-            if not job.is_over:
-                hospital.runner.abort(job.run, job.dag_id)
+            if job.run_id and not job.is_over:
+                hospital.runner.abort(job.run_id, job.dag_id)
 
     def test_a_failed_run_tells_code_and_reason(self, site: KaapanaPullConnector, bench: Bench) -> None:
         """Kaapana tells that a run failed, and no more; code and reason are in the manifest."""
