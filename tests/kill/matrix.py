@@ -1,7 +1,7 @@
 """Kill every part of the portal in every step of a round, and the orchestrator in every round of every strategy that
 remembers; see that the experiment ends by itself with the same models.
 
-    python -m tests.kill.matrix                      all of it (about eight minutes on two cores)
+    python -m tests.kill.matrix                      all of it (some minutes on two quiet cores)
     python -m tests.kill.matrix --who orchestrator   one row
     python -m tests.kill.matrix --step training      one column
     python -m tests.kill.matrix --memory fedadam     one strategy (see tests/kill/memories.py)
