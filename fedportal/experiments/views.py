@@ -104,11 +104,12 @@ class Composer(View):
         experiment = self._draft(request, key, reads=True)
         if experiment is None:
             return redirect("monitoring:experiment", key=key)
-        if section != REVIEW and not experiment.can_be_controlled_by(request.user):
-            return redirect("experiments:edit", key=key, section=REVIEW)
         if section == REVIEW:
             return self._render(experiment, "experiments/review.html", **_review(experiment, request.user))
-        return self._form_page(self._form_class(section)(experiment=experiment))
+        form_class = self._form_class(section)
+        if not experiment.can_be_controlled_by(request.user):
+            return redirect("experiments:edit", key=key, section=REVIEW)
+        return self._form_page(form_class(experiment=experiment))
 
     def post(self, request: HttpRequest, key: str, section: str = "question") -> HttpResponse:
         experiment = self._draft(request, key)
