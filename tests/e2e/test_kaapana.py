@@ -29,6 +29,7 @@ from tests.e2e.pages import (
 )
 from tests.e2e.portal_client import Client
 from tests.kaapana_double.double import TRAINER, KaapanaDouble, dies_with_parent
+from tests.trainer_process.bench import wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -39,6 +40,7 @@ DATA = {REACHED: "linden", ASKING: "seeblick"}
 DEMO_SITE = "Altberg University Hospital"
 PATIENCE = 120_000
 """Milliseconds for what a browser waits for while two Airflows share the machine."""
+OPEN = {"queued", "running"}
 DIRECT_STEPS = {"Name", "Certificate", "Realm", "Login", "Rights", "Project", "Workflows", "Trainer", "Key", "Clock"}
 PULL_STEPS = {"Poll", "Automatic sync", "Clock", "DAG", "Trainer", "Code", "Object store", "Datasets"}
 
@@ -184,7 +186,8 @@ def test_a_researcher_trains_on_both_and_a_steward_confirms(open_page, stack, ho
     digest = hashlib.sha256(download_model(page)).hexdigest()
     assert digest == researcher.get(f"/experiments/{key}/models/")[-1]["sha256"]
     for kaapana in hospitals.kaapanas.values():
-        # two rounds of training, one that measures the final model; nothing ran twice
+        # two rounds of training, one that measures the final model; nothing ran twice. Airflow ends a run after its update is taken.
+        wait_for(lambda kaapana=kaapana: {state for _, state in kaapana.runs()}.isdisjoint(OPEN), seconds=120)
         assert [state for _, state in kaapana.runs()] == ["success"] * 3
         for log in (kaapana.home / "work" / "runs").glob(f"fp-{key}-*/log.txt"):
             assert log.read_text().count('"run begins"') == 1
