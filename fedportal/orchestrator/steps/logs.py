@@ -50,6 +50,5 @@ def take_logs(s: Snapshot, tools: Tools, changes: Changes) -> None:
         changes.logs.append(LogText(attempt.id, attempt.log_offset, text, chunk.next_offset))
         is_over = attempt.id in ended or (s.newest is not None and attempt.round_number != s.round.number)
         if is_over and chunk.next_offset < MAX_LOG:
-            start_log(
-                s, attempt, chunk.next_offset, tools, has_ended=True
-            )  # its last words may have come after this piece
+            # its last words may have come after this piece
+            start_log(s, attempt, chunk.next_offset, tools, has_ended=True)
