@@ -31,7 +31,6 @@ BEGUN = '"task begins"'
 """Stands in the trainer's first line. A task that was ended before it has nothing to end."""
 SILENCE = 3.0
 """Seconds after which an ended task that has not said that it began is believed: its log, or its start, may come late."""
-OPEN_TASK = ("running", "queued", "scheduled", "restarting")
 LOG_CHUNK = 256 * 1024
 GRACE = 60.0
 """Seconds in which Airflow must take a cancel, and from then on seconds in which the run's processes must have ended:
@@ -195,7 +194,7 @@ class AirflowConnector(Configured):
             is_late = self._clock() > end  # before the look: on a crowded machine one look takes longer than all of it
             try:
                 # again after a while: a task of Airflow 2 that was about to start overwrites what it was told, and runs
-                if self._clock() > told + SILENCE and (told < begin or self._is_open(airflow, run)):
+                if self._clock() > told + SILENCE and (told < begin or _some_open(self._tasks(airflow, run))):
                     airflow.fail(self._dag_of[run], run, CANCELLED_NOTE)
                     if told < begin:
                         end, is_late = self._clock() + GRACE, False
@@ -323,13 +322,14 @@ class AirflowConnector(Configured):
     def _is_gone(self, airflow: Airflow, run: str, *, patient: bool) -> bool:
         """Say whether the run's processes have ended: never begun, or ended by the trainer's own words."""
         tasks = self._tasks(airflow, run)
-        if any(task.state in OPEN_TASK for task in tasks):
+        if _some_open(tasks):
             return False
         log = self._log(airflow, run, tasks)
         return ENDED in log or (BEGUN not in log and not patient)
 
-    def _is_open(self, airflow: Airflow, run: str) -> bool:
-        return any(task.state in OPEN_TASK for task in self._tasks(airflow, run))
+
+def _some_open(tasks: Sequence[TaskRun]) -> bool:
+    return any(task.is_open for task in tasks)
 
 
 def _cancelled() -> RunStatus:

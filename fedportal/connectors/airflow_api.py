@@ -48,6 +48,11 @@ class TaskRun:
     state: str
     tries: int
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it runs or is yet to run."""
+        return self.state in ("running", "queued", "scheduled", "restarting")
+
 
 class Airflow(ABC):
     """One Airflow's stable REST interface. May be used by many threads.

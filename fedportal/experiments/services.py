@@ -21,7 +21,7 @@ from fedportal.experiments import baselines, journal, lifecycle
 from fedportal.experiments.models import Event, Experiment, Participation, Round, SiteRun
 from fedportal.experiments.plan import EDITABLE, PRESETS, merged, preset_plan, with_task_of
 from fedportal.experiments.readiness import Check, checklist, dataset_problem, site_problem
-from fedportal.experiments.states import LIVE_ROUND, ExperimentState, RoundState, SiteRunState
+from fedportal.experiments.states import CANCELLABLE, LIVE_ROUND, ExperimentState, RoundState, SiteRunState
 from fedportal.sites.models import Dataset, Site
 from fedportal.ui.errors import DomainError
 
@@ -276,16 +276,16 @@ def cancel(*, experiment: Experiment, by: User) -> None:
     """
     with _locked(experiment):
         others = experiment.family.exclude(pk=experiment.pk) if experiment.is_head else experiment.companions.all()
-        others = others.filter(state__in=[ExperimentState.RUNNING, ExperimentState.PAUSED])
+        others = others.filter(state__in=CANCELLABLE)
         left = list(others)
-        if experiment.status in (ExperimentState.RUNNING, ExperimentState.PAUSED) or not left:
+        if experiment.status in CANCELLABLE or not left:
             _cancel(experiment, by)
         else:
             text = f"{by} cancelled what was left beside the experiment: {'; '.join(other.title for other in left)}."
             journal.record(experiment, "family_cancelled", text, level=Event.Level.WARN, by=by.username)
         for other in left:
             with _locked(other):
-                if other.status.may_become(ExperimentState.CANCELLING):
+                if other.status in CANCELLABLE:
                     _cancel(other, by)
 
 

@@ -136,6 +136,7 @@ MOVES: dict[State, frozenset[State]] = {
 
 ACTIVE = frozenset({_E.RUNNING, _E.PAUSED, _E.CANCELLING})
 """States of an experiment that has begun and is not over."""
+CANCELLABLE = frozenset(state for state in _E if state.may_become(_E.CANCELLING))
 LIVE_ROUND = frozenset(_R) - {_R.DONE, _R.FAILED, _R.CANCELLED}
 AT_SITE = frozenset({_S.DISPATCHED, _S.RUNNING})
 """Site-run states in which a remote run may exist."""

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fedportal.experiments.models import Experiment, Kind, Round
-from fedportal.experiments.states import ExperimentState, RoundState, State
+from fedportal.experiments.states import CANCELLABLE, ExperimentState, RoundState, State
 from fedportal.monitoring.families import Family, Run, family_of
 
-CAN_BE_CANCELLED = (ExperimentState.RUNNING, ExperimentState.PAUSED)
 ABOUT = {
     Kind.POOLED: "Pooled baseline of",
     Kind.CYCLIC: "Cyclic baseline of",
@@ -140,7 +139,7 @@ def relatives_of(experiment: Experiment) -> Relatives:
         repeats=[_repeat(run, dice) for run in family.runs],
         is_active=family.is_active,
         site=_site(next(one for one in run.members if one == experiment)),
-        left=sum(one.status in CAN_BE_CANCELLED for one in _beside(experiment, family, run)),
+        left=sum(one.status in CANCELLABLE for one in _beside(experiment, family, run)),
     )
 
 

@@ -6,11 +6,9 @@ import json
 
 import pytest
 
+from tests.contract.documents import MANIFEST
 from trainer.contract import (
     ContractError,
-    Kind,
-    Manifest,
-    Stored,
     manifest_from_json,
     metric_from_json,
     signed,
@@ -19,17 +17,6 @@ from trainer.contract import (
 from trainer.contract.checks import read_json, storable
 
 KEY = "ab" * 32
-MANIFEST = Manifest(
-    run="fp-k3x9mq2a-r1-mainz-a1",
-    experiment="k3x9mq2a",
-    round=1,
-    site="mainz",
-    attempt=1,
-    kind=Kind.TRAIN,
-    exit_code=0,
-    message="",
-    update=Stored("0" * 64, 10),
-).to_json()
 METRIC = {"phase": "train", "name": "loss", "value": 0.5}
 HUGE = int("9" * 400)
 
@@ -72,13 +59,13 @@ def test_a_signature_does_not_make_a_text_of_what_is_none():
 @pytest.mark.parametrize("value", [-1, 2**31, HUGE, True, 1.0, "1", None])
 def test_a_count_that_no_column_holds_is_refused(name, value):
     with pytest.raises(ContractError):
-        manifest_from_json(MANIFEST | {name: value})
+        manifest_from_json(MANIFEST.to_json() | {name: value})
 
 
 @pytest.mark.parametrize("size", [0, -1, 2**63, HUGE, "10", None])
 def test_a_size_that_no_object_has_is_refused(size):
     with pytest.raises(ContractError):
-        manifest_from_json(MANIFEST | {"update": {"sha256": "0" * 64, "size": size, "etags": []}})
+        manifest_from_json(MANIFEST.to_json() | {"update": {"sha256": "0" * 64, "size": size, "etags": []}})
 
 
 @pytest.mark.parametrize("name", ["value", "step", "progress", "cases", "at"])
@@ -89,7 +76,7 @@ def test_a_number_that_no_float_holds_is_refused(name):
 
 def test_seconds_that_no_float_holds_are_refused():
     with pytest.raises(ContractError):
-        manifest_from_json(MANIFEST | {"seconds": {"train": HUGE}})
+        manifest_from_json(MANIFEST.to_json() | {"seconds": {"train": HUGE}})
 
 
 def test_words_of_others_are_kept_but_for_what_is_no_text():
