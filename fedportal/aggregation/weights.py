@@ -7,7 +7,6 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -220,14 +219,6 @@ class WeightsFile:
         return _parsed(bytes(text), data_bytes=status.st_size - 8 - length)
 
 
-@dataclass(frozen=True)
-class Written:
-    """A finished file: SHA-256 (hex) and size in bytes."""
-
-    sha256: str
-    size: int
-
-
 class WeightsWriter:
     """A file in the making, beside its place; it appears there, whole, with :meth:`commit` only.
 
@@ -272,27 +263,6 @@ class WeightsWriter:
 def part_prefix(path: Path, pid: int) -> str:
     """How the unfinished files of a process for ``path`` are called, so that they can be removed after its death."""
     return f".{path.name}.{pid}."
-
-
-def write_streaming(path: Path, header: Header, chunks: Iterable[NDArray[Any]]) -> Written:
-    """Write the tensors' bytes, given in the header's order, and return the file's digest.
-
-    ``header`` comes from :func:`layout`. Nothing is visible at ``path`` before all is written; an error, a
-    missing or a surplus byte leaves what was there.
-    """
-    with WeightsWriter(path, header) as writer:
-        digest = hashlib.sha256(writer.head)
-        offset = 0
-        for chunk in chunks:
-            if offset + chunk.nbytes > header.data_bytes:
-                raise ValueError("more bytes than the header announces")
-            writer.write(chunk, offset)
-            digest.update(bytes_of(chunk))
-            offset += chunk.nbytes
-        if offset != header.data_bytes:
-            raise ValueError("fewer bytes than the header announces")
-        writer.commit()
-    return Written(sha256=digest.hexdigest(), size=header.size)
 
 
 def bytes_of(array: NDArray[Any]) -> memoryview:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fedportal.aggregation.merge import Aggregate, Contribution, aggregate
-from fedportal.aggregation.weights import WeightsFile
+from fedportal.aggregation.weights import Header, WeightsFile, WeightsWriter
 
 Tensors = Mapping[str, np.ndarray]
 BUFFERS = ("norm.running_mean", "norm.running_var")
@@ -41,6 +41,14 @@ def network(seed: int = 0) -> dict[str, np.ndarray]:
         "norm.num_batches_tracked": np.array(10 + seed, np.int64),
         "deep_supervision": np.array(True),
     }
+
+
+def write(path: Path, header: Header, tensors: Iterable[np.ndarray]) -> None:
+    """Write a model by our own writer, ``tensors`` in the order of ``header``: for formats that NumPy does not have."""
+    with WeightsWriter(path, header) as writer:
+        for entry, tensor in zip(header.entries.values(), tensors, strict=True):
+            writer.write(tensor, entry.start)
+        writer.commit()
 
 
 def raw(path: Path) -> dict[str, np.ndarray]:

@@ -8,8 +8,8 @@ import pytest
 from fedportal.aggregation.admission import admit
 from fedportal.aggregation.dtypes import DTYPES, narrowed
 from fedportal.aggregation.errors import AggregationRefused
-from fedportal.aggregation.weights import layout, write_streaming
-from tests.aggregation.models import network, raw, save
+from fedportal.aggregation.weights import layout
+from tests.aggregation.models import network, raw, save, write
 
 
 def judged(tmp_path, update, reference=None, **options):
@@ -131,7 +131,7 @@ def test_a_file_compared_with_itself_is_judged_alone(tmp_path):
 def test_bfloat16_updates_are_measured_by_value(tmp_path):
     header = layout([("a", DTYPES["BF16"], (2,))])
     for name, values in (("reference", [1.0, 0.0]), ("update", [1.0, 2.0]), ("broken", [1.0, math.nan])):
-        write_streaming(tmp_path / name, header, [narrowed(np.array(values), DTYPES["BF16"])])
+        write(tmp_path / name, header, [narrowed(np.array(values), DTYPES["BF16"])])
     assert admit(tmp_path / "update", tmp_path / "reference").norm == 2.0
     assert "“a” is not finite: its value number 2" in admit(tmp_path / "broken", tmp_path / "reference").reason
     assert raw(tmp_path / "reference")["a"].tolist() == [0x3F80, 0]

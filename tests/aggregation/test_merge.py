@@ -16,8 +16,8 @@ from fedportal.aggregation import merge
 from fedportal.aggregation.dtypes import DTYPES, narrowed, widened
 from fedportal.aggregation.errors import AggregationRefused, NothingToAggregate, WeightsError
 from fedportal.aggregation.merge import Contribution, aggregate
-from fedportal.aggregation.weights import layout, read_header, write_streaming
-from tests.aggregation.models import BUFFERS, merged, network, raw, save
+from fedportal.aggregation.weights import layout, read_header
+from tests.aggregation.models import BUFFERS, merged, network, raw, save, write
 
 KINDS = ("float16", "float32", "float64")
 LARGEST = {"float16": 6e4, "float32": 3e38, "float64": 1e150}
@@ -280,7 +280,7 @@ def test_bfloat16_is_averaged_in_float64_and_rounded_once(tmp_path):
     for seed, cases in enumerate((1, 2, 4)):
         bits = narrowed(np.random.default_rng(seed).standard_normal(1000), DTYPES["BF16"])
         columns.append(widened(bits, DTYPES["BF16"]).astype(float) * cases)
-        write_streaming(tmp_path / f"{seed}", header, [bits])
+        write(tmp_path / f"{seed}", header, [bits])
         contributions.append(Contribution(f"s{seed}", tmp_path / f"{seed}", cases))
     result = aggregate(
         reference=tmp_path / "0",

@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 from fedportal.aggregation.dtypes import DTYPES, DType  # noqa: E402
 from fedportal.aggregation.merge import Contribution  # noqa: E402
 from fedportal.aggregation.process import AggregationProcess  # noqa: E402
-from fedportal.aggregation.weights import layout, write_streaming  # noqa: E402
+from fedportal.aggregation.weights import layout  # noqa: E402
+from tests.aggregation.models import write  # noqa: E402
 
 ENCODER = ((4, 32, 64), (64, 64, 128), (128, 128, 256), (256, 256, 512))
 DECODER = ((512, 768, 256), (256, 384, 128), (128, 192, 64))
@@ -59,14 +60,14 @@ def make_model(path: Path, *, seed: int) -> None:
     header = layout(tensors, buffers=buffers)
     random = np.random.default_rng(seed)
 
-    def chunks() -> Iterator[Any]:
+    def values() -> Iterator[Any]:
         for entry in header.entries.values():
             if entry.dtype.name == "I64":
                 yield np.array([seed], np.int64)
             else:
                 yield random.standard_normal(entry.elements, np.float32)
 
-    write_streaming(path, header, chunks())
+    write(path, header, values())
 
 
 def best(work: Callable[[], object], times: int) -> float:
