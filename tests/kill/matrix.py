@@ -37,7 +37,8 @@ STEPS = (
 )
 # Enough epochs for the trainers to be at work still when they are to be killed, on a fast machine, too.
 PLAN = {"rounds": 2, "local_epochs": 30, "threads": 1, "seed": 7, "network": {"channels": [4, 8], "strides": [2]}}
-TIMEOUT = 300
+TIMEOUT = 1800
+"""Seconds; a busy machine takes long, and an orchestrator that does not live at all is noticed at once."""
 
 
 class Matrix:
