@@ -28,7 +28,11 @@ HOST = "127.0.0.1"
 REGION = "us-east-1"
 MOST_STARTS = 5
 GRPC_OFFSET = 10_000
-"""weed opens a second port beside its S3 port, this much higher."""
+"""weed opens a second port beside each of its ports, this much higher."""
+INNER = ("master", "volume", "filer", "admin")
+"""What of it listens beside S3."""
+INNER_PORTS = range(10_000, 20_000)
+"""Neither these nor their neighbours are given to connections (32,768 and more), so they are not gone by chance."""
 MEMORY = "768MiB"
 """Where its garbage collector begins to try hard. With 400 it spent a third of its time on that while three sites put
 77 MB each; beyond this size nothing is gained."""
@@ -113,8 +117,8 @@ class Weed:
         end = time.monotonic() + timeout
         while True:
             if self.pid is None:
-                # Its inner ports are found by look and bind: when two servers start at once, one of them may lose.
-                # Its S3 port is given; when somebody else answers there, another start would not help.
+                # Somebody may have taken one of its inner ports since they were drawn: another start draws others.
+                # Its S3 port stays; when somebody else answers there, another start would not help.
                 starts += 1
                 if starts > MOST_STARTS or self._is_taken():
                     raise StoreError(f"weed has ended: {self._last_words()}")
@@ -211,6 +215,8 @@ class Weed:
             "-webdav=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
+            # Left to itself it looks near its usual ports, and takes what another that starts now has found there, too.
+            *(f"-{service}.port={port}" for service, port in zip(INNER, _inner_ports(), strict=True)),
         ]
 
     def _prefix(self) -> Sequence[str]:
@@ -231,18 +237,33 @@ class Weed:
         return " | ".join(lines[-3:])
 
 
+def _inner_ports() -> Sequence[int]:
+    """Return free ports for :data:`INNER`, one beside the other: so that few others are likely to draw one of them."""
+    while True:
+        first = secrets.randbelow(len(INNER_PORTS) // len(INNER)) * len(INNER)
+        ports = INNER_PORTS[first : first + len(INNER)]
+        if all(_is_free(port) and _is_free(port + GRPC_OFFSET) for port in ports):
+            return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # as weed does: what remains of a connection that has ended is in nobody's way
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
 def free_port() -> int:
     """Return a free TCP port whose neighbour :data:`GRPC_OFFSET` higher is free, too."""
     while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind((HOST, 0))
-            port = int(first.getsockname()[1])
-            if port > 65535 - GRPC_OFFSET:
-                continue
-            try:
-                second.bind((HOST, port + GRPC_OFFSET))
-            except OSError:
-                continue
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            port = int(probe.getsockname()[1])
+        if port <= 65535 - GRPC_OFFSET and _is_free(port + GRPC_OFFSET):
             return port
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import resource
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -162,8 +163,18 @@ def test_a_large_upload_gets_parts_and_is_closed_once_or_twice(
     object_store.close_upload(KEY, put, etags)
     object_store.close_upload(KEY, put, etags)
     assert object_store.get_bytes(KEY) == data
-    with pytest.raises(StoreError):
+    with pytest.raises(ObjectDamaged):
         object_store.close_upload(KEY, put, [])
+
+
+def test_parts_that_were_never_sent_are_the_senders_fault(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectstore, "SINGLE_PUT", 1000)
+    put = object_store.open_upload(KEY, 5000, HOUR)
+    with pytest.raises(ObjectDamaged, match="not those that were announced"):
+        object_store.close_upload(KEY, put, ["0" * 32])
+    assert not object_store.exists(KEY)
 
 
 def test_an_aborted_upload_is_gone(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +246,20 @@ def test_a_port_that_is_taken_is_said_with_the_servers_words(tmp_path: Path) -> 
         server = Weed(tmp_path / "weed", port=taken.getsockname()[1], dies_with_parent=True)
         with pytest.raises(StoreError, match=r"weed has ended: \S"):
             server.start(timeout=20)
+
+
+def test_stores_that_start_at_once_take_no_port_from_each_other(tmp_path: Path) -> None:
+    servers = [Weed(tmp_path / str(number), dies_with_parent=True) for number in range(8)]
+    with ThreadPoolExecutor(len(servers)) as pool:
+        try:
+            list(pool.map(lambda server: server.start(timeout=600), servers))
+            for number, server in enumerate(servers):
+                server.store().put_bytes(KEY, b"%d" % number)
+            assert [server.store().get_bytes(KEY) for server in servers] == [b"%d" % n for n in range(len(servers))]
+            assert not any("alternative port" in (server.folder / "weed.log").read_text() for server in servers)
+        finally:
+            for server in servers:
+                server.kill()
 
 
 def test_a_store_that_hangs_is_unreachable_after_its_time() -> None:
