@@ -188,19 +188,25 @@ class AirflowConnector(Configured):
             return
         # also when it was cancelled before: nobody knows whether that call waited until the processes were gone
         begin = self._clock()
-        told = float("-inf") if found.state in ("queued", "running") else begin
+        told = None if found.state in ("queued", "running") else begin
         end = begin + GRACE
         while True:
             is_late = self._clock() > end  # before the look: on a crowded machine one look takes longer than all of it
             try:
-                # again after a while: a task of Airflow 2 that was about to start overwrites what it was told, and runs
-                if self._clock() > told + SILENCE and (told < begin or _some_open(self._tasks(airflow, run))):
+                if told is None:
                     airflow.fail(self._dag_of[run], run, CANCELLED_NOTE)
-                    if told < begin:
-                        end, is_late = self._clock() + GRACE, False
                     told = self._clock()
-                if self._is_gone(airflow, run, patient=self._clock() < told + SILENCE):
-                    return
+                    end, is_late = told + GRACE, False
+                is_patient = self._clock() < told + SILENCE
+                tasks = self._tasks(airflow, run)
+                if not any(task.is_open for task in tasks):
+                    log = self._log(airflow, run, tasks)
+                    if ENDED in log or (BEGUN not in log and not is_patient):
+                        return
+                elif not is_patient:
+                    # a task of Airflow 2 that was about to start overwrites what it was told, and runs
+                    airflow.fail(self._dag_of[run], run, CANCELLED_NOTE)
+                    told = self._clock()
             except SiteUnreachable:
                 # it answers 500 when another of its processes wrote to the database first, and is told again
                 if is_late:
@@ -318,18 +324,6 @@ class AirflowConnector(Configured):
             return RunStatus(RunState.FAILED, exit_code=code if code in set(Exit) else None, message=message)
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return RunStatus(RunState.FAILED, message=f"{KILLED} It ends with: {last[:300]}" if last else KILLED)
-
-    def _is_gone(self, airflow: Airflow, run: str, *, patient: bool) -> bool:
-        """Say whether the run's processes have ended: never begun, or ended by the trainer's own words."""
-        tasks = self._tasks(airflow, run)
-        if _some_open(tasks):
-            return False
-        log = self._log(airflow, run, tasks)
-        return ENDED in log or (BEGUN not in log and not patient)
-
-
-def _some_open(tasks: Sequence[TaskRun]) -> bool:
-    return any(task.is_open for task in tasks)
 
 
 def _cancelled() -> RunStatus:

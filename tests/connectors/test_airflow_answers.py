@@ -228,6 +228,7 @@ class Racing:
     def __init__(self) -> None:
         self.told = 0
         self.now = 0.0
+        self.asked: list[float] = []
 
     def run(self, dag_id: str, run: str) -> DagRun:
         return DagRun(run, "running" if not self.told else "failed", CANCELLED_NOTE if self.told else "")
@@ -237,6 +238,7 @@ class Racing:
         return True
 
     def tasks(self, dag_id: str, run: str) -> list[TaskRun]:
+        self.asked.append(self.now)
         state = "failed" if self.told > 1 else "skipped" if self.now < 1.0 else "running"
         return [TaskRun("train", state, 1)]
 
@@ -261,3 +263,4 @@ def test_a_task_that_starts_although_its_run_was_cancelled_is_told_again() -> No
     connector._api = airflow  # type: ignore[assignment]
     connector.cancel(RUN)
     assert airflow.told == 2
+    assert len(airflow.asked) == len(set(airflow.asked)), "a look asks once"
