@@ -104,7 +104,7 @@ def _phantoms(study: Study, setting: Setting, state: DemoState) -> list[str]:
     return [
         *(sys.executable, "-m", "trainer", "phantoms", "--out", str(state.hospitals), "--variant", setting.variant),
         *("--sites", str(len(slugs)), "--site-names", ",".join(slugs), "--size", str(study.size)),
-        *("--train", str(setting.train), "--validation", str(setting.validation)),
+        *("--train", str(setting.train), "--validation", str(setting.validation), "--seed", str(study.patients)),
     ]
 
 

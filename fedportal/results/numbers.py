@@ -32,7 +32,7 @@ def collect(study: Study, trials: Sequence[Trial], sessions: Sequence[Mapping[st
         "made": sessions[-1]["began"] if sessions else "",
         "sessions": list(sessions),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "monai")},
-        "study": {"size": study.size, "repeats": study.repeats},
+        "study": {"size": study.size, "patients": study.patients, "repeats": study.repeats},
         "settings": [
             _setting(setting, [one for one in trials if one.setting == setting and not one.head.is_draft])
             for setting in study.settings

@@ -77,8 +77,8 @@ def _method(results: Json) -> Iterable[str]:
         "hospitals. Intervals are 95 % bootstrap intervals over cases and seeds, comparisons within one experiment are paired "
         "([decision 0089](decisions/0089-intervals-over-cases-within-sites.md)); they are about these hospitals, not about others. Numbers and "
         "intervals are those of the compare page, from the same functions. Between experiments there is no interval; the single seeds "
-        "show how far chance goes. Rates, rounds and momentum were chosen by trying some on such held-out cases, so that the figures "
-        "are a little kind to what was chosen."
+        "show how far chance goes. Rates, rounds and momentum were chosen by trying some on patients generated from other seeds than "
+        f"these, whose seed is {study['patients']}: no case here had a part in the choice."
     )
     yield (
         "*Reset, keep, aggregate* say what becomes of the optimizer's memory between rounds: it starts fresh, stays at the hospital, or is "

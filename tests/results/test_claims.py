@@ -89,7 +89,7 @@ def results(*settings: dict[str, Any]) -> dict[str, Any]:
         "made": "2026-11-23T12:00:00+00:00",
         "sessions": [{"began": "2026-11-23T11:00:00+00:00", "seconds": 600.0, "commit": "abc", "cores": 2}],
         "versions": {"torch": "2"},
-        "study": {"size": 32, "repeats": 2},
+        "study": {"size": 32, "patients": 7, "repeats": 2},
         "settings": list(settings),
     }
 
@@ -160,6 +160,7 @@ def test_the_report_says_what_is_missing():
 def test_the_report_has_every_experiment_with_its_numbers():
     text = report(usual(), command="make results")
     assert "10 min on 2 cores" in text
+    assert "patients generated from other seeds than these, whose seed is 7" in text
     assert "| Better | 0.720 (0.700 to 0.740) | 0.710 · 0.730 | +0.120 | 60 % | – |" in text
     assert "| Plain | 0.600 (0.580 to 0.620) | 0.590 · 0.610 | – | – | – |" in text
     assert "| Pooled | 0.800 (0.780 to 0.820) |" in text

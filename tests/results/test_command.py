@@ -44,6 +44,10 @@ def test_one_command_goes_on_where_it_was_stopped_and_writes_a_complete_report(t
     output, _ = second.communicate(timeout=TIME_BOX)
     assert second.returncode == 0, output
 
+    markers = list((tmp_path / "state" / "hospitals").glob("*/*/.phantoms.json"))
+    assert markers
+    assert {json.loads(one.read_text())["parameters"]["seed"] for one in markers} == {QUICK.patients}
+
     docs = tmp_path / "state" / "docs"
     results = json.loads((docs / "results" / "results.json").read_text())
     text = (docs / "results.md").read_text()

@@ -36,7 +36,7 @@ SETTING = Setting(
     plan={"rounds": 6},
     entries=(MAIN, OTHER, NEVER),
 )
-STUDY = Study(size=16, repeats=3, settings=(SETTING,))
+STUDY = Study(size=16, patients=7, repeats=3, settings=(SETTING,))
 
 
 @pytest.fixture
