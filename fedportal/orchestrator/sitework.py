@@ -269,7 +269,7 @@ def cancel(attempt: AttemptView, tools: Tools) -> None:
 def fetch_delivery(s: Snapshot, attempt: AttemptView, tools: Tools) -> Delivery | None:
     """Fetch manifest and update of an attempt and judge them. ``None``: there is no manifest yet."""
     try:
-        manifest = manifest_from_json(_manifest(s, attempt, tools))
+        manifest = manifest_of(s, attempt, tools)
     except ObjectMissing:
         return None
     except (ObjectDamaged, ContractError) as error:
@@ -285,12 +285,15 @@ def fetch_delivery(s: Snapshot, attempt: AttemptView, tools: Tools) -> Delivery 
     return _judge(s, attempt, manifest, tools)
 
 
-def _manifest(s: Snapshot, attempt: AttemptView, tools: Tools) -> dict[str, Any]:
-    """Return an attempt's manifest, verified, from the shelf or else from the store."""
-    left = _left_manifest(s, attempt, tools)
-    if left is not None:
-        return left
-    return verified(tools.store.get_bytes(f"{s.prefix(attempt)}/{MANIFEST_NAME}"), _key(attempt, tools))
+def manifest_of(s: Snapshot, attempt: AttemptView, tools: Tools) -> Manifest:
+    """Return an attempt's manifest, verified, from the shelf or else from the store.
+
+    Raises :class:`ObjectMissing`, :class:`ObjectDamaged` or ``ContractError``.
+    """
+    document = _left_manifest(s, attempt, tools)
+    if document is None:
+        document = verified(tools.store.get_bytes(f"{s.prefix(attempt)}/{MANIFEST_NAME}"), _key(attempt, tools))
+    return manifest_from_json(document)
 
 
 def _left_manifest(s: Snapshot, attempt: AttemptView, tools: Tools) -> dict[str, Any] | None:

@@ -11,15 +11,15 @@ import pytest
 
 from fedportal.aggregation.errors import AggregationFailed, AggregationRefused
 from fedportal.aggregation.strategies import STRATEGIES
-from fedportal.connectors.errors import StoreUnreachable
+from fedportal.connectors.errors import ObjectDamaged, StoreUnreachable
 from fedportal.experiments.states import RoundState, SiteRunState
 from fedportal.orchestrator.outcomes import Advance, Fail
 from fedportal.orchestrator.snapshot import Measurement
 from fedportal.orchestrator.steps.closing import aggregate, collect, means
 from tests.factories import make_plan
-from tests.orchestrator.fakes import START, Federation, model_bytes, weights_of
+from tests.orchestrator.fakes import START, Federation, key_of, model_bytes, weights_of
 from tests.orchestrator.snapshots import KEY, RUN, attempt, model, site_run, snapshot, texts
-from trainer.contract import Optimizer, sha256_of
+from trainer.contract import Kind, Manifest, Optimizer, Stored, sha256_of, signed
 
 S = SiteRunState
 COLLECTING, AGGREGATING = RoundState.COLLECTING, RoundState.AGGREGATING
@@ -274,17 +274,42 @@ def test_a_silent_store_leaves_the_round_as_it_is(federation: Federation):
         aggregate(s, federation.tools)
 
 
+def delivered_with_states(federation: Federation, states: dict[str, float]):
+    """A round whose sites have delivered their optimizers' states, too, with the manifests that announce them."""
+    s = delivered(federation, dict.fromkeys(states, 2.0), plan=make_plan(optimizer=Optimizer(treatment="aggregate")))
+    for run in s.site_runs:
+        data = model_bytes(states[run.site.slug])
+        federation.store.objects[f"{s.prefix(run.attempt)}/optimizer.safetensors"] = data
+        manifest = Manifest(
+            run=run.attempt.run, experiment=KEY, round=1, site=run.site.slug, attempt=1, kind=Kind.TRAIN,
+            exit_code=0, message="", optimizer=Stored(sha256_of([data]), len(data)),
+        )  # fmt: skip
+        document = signed(manifest.to_json(), key_of(run.attempt.run))
+        federation.store.objects[f"{s.prefix(run.attempt)}/manifest.json"] = document
+    return s
+
+
 def test_optimizer_states_are_averaged_beside_the_model(federation: Federation, tmp_path: Path):
-    plan = make_plan(optimizer=Optimizer(treatment="aggregate"))
-    s = delivered(federation, {"a": 2.0, "b": 4.0}, plan=plan)
-    for slug, value in (("a", 10.0), ("b", 30.0)):
-        key = f"fedportal/{KEY}/r00001/{slug}/a1/optimizer.safetensors"
-        federation.store.objects[key] = model_bytes(value)
-    new = aggregate(s, federation.tools).changes.model
+    new = aggregate(delivered_with_states(federation, {"a": 10.0, "b": 30.0}), federation.tools).changes.model
     assert new.server_state_key == f"fedportal/{KEY}/r00001/server-state.safetensors"
     state = federation.store.objects[new.server_state_key]
     assert (new.server_state_sha256, new.server_state_size) == (sha256_of([state]), len(state))
     assert np.allclose(weights_of(state, tmp_path), 20.0)
+
+
+def test_optimizer_states_that_a_power_cut_spoilt_are_not_believed_by_the_next_process(federation: Federation):
+    s = delivered_with_states(federation, {"a": 10.0, "b": 30.0})
+    first = aggregate(s, federation.tools).changes.model
+    for path in federation.tools.spool.rglob("*-optimizer.safetensors"):
+        path.write_bytes(model_bytes(99.0))
+    assert aggregate(s, replace(federation.tools, counted={})).changes.model == first
+
+
+def test_an_optimizer_state_that_was_replaced_in_the_store_is_not_averaged(federation: Federation):
+    s = delivered_with_states(federation, {"a": 10.0, "b": 30.0})
+    federation.store.objects[f"fedportal/{KEY}/r00001/a/a1/optimizer.safetensors"] = model_bytes(99.0)
+    with pytest.raises(ObjectDamaged):
+        aggregate(s, federation.tools)
 
 
 def test_the_site_runs_keep_their_rows(federation: Federation):

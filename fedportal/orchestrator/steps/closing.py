@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fedportal.aggregation.errors import AggregationError, AggregationFailed
@@ -22,7 +23,7 @@ from fedportal.orchestrator.outcomes import (
     Score,
     SiteRunChange,
 )
-from fedportal.orchestrator.sitework import Tools
+from fedportal.orchestrator.sitework import Tools, manifest_of
 from fedportal.orchestrator.snapshot import Measurement, SiteRunView, Snapshot
 from fedportal.orchestrator.steps.stopping import early_stop
 from fedportal.orchestrator.steps.watching import cancel_strays
@@ -126,20 +127,24 @@ def aggregate(s: Snapshot, tools: Tools) -> Outcome:
     return Advance(changes)
 
 
-def _update_file(s: Snapshot, run: SiteRunView, tools: Tools, name: str = UPDATE_NAME) -> Any:
+def _update_file(s: Snapshot, run: SiteRunView, tools: Tools) -> Path:
     """Return an admitted update in the spool; after a crash it is fetched again from the store."""
-    path = spool.spooled(s, run.attempt, name, tools)
-    if name == UPDATE_NAME:
-        spool.fetch(f"{s.prefix(run.attempt)}/{name}", path, Stored(run.update_sha256, run.update_size), tools)
-    elif not path.exists():
-        tools.store.get_file(f"{s.prefix(run.attempt)}/{name}", path)
+    path = spool.spooled(s, run.attempt, UPDATE_NAME, tools)
+    spool.fetch(f"{s.prefix(run.attempt)}/{UPDATE_NAME}", path, Stored(run.update_sha256, run.update_size), tools)
+    return path
+
+
+def _optimizer_file(s: Snapshot, run: SiteRunView, tools: Tools) -> Path:
+    """Return the optimizer state beside an admitted update. What this process has not counted, the manifest tells."""
+    path = spool.spooled(s, run.attempt, OPTIMIZER_NAME, tools)
+    if path not in tools.counted or not path.exists():
+        stored = manifest_of(s, run.attempt, tools).optimizer
+        spool.fetch(f"{s.prefix(run.attempt)}/{OPTIMIZER_NAME}", path, stored, tools)
     return path
 
 
 def _average_optimizers(s: Snapshot, tools: Tools) -> None:
-    states = [
-        Contribution(run.site.slug, _update_file(s, run, tools, OPTIMIZER_NAME), run.train_cases) for run in s.admitted
-    ]
+    states = [Contribution(run.site.slug, _optimizer_file(s, run, tools), run.train_cases) for run in s.admitted]
     tools.aggregation.aggregate(
         # in the first round there is no average yet; the first state only lends its layout
         reference=spool.state_file(s, s.model, tools) or states[0].path,
