@@ -47,6 +47,30 @@ def test_the_last_words_are_read_when_the_next_round_has_begun(
     assert slept == [pause, pause], "and once more, until nothing comes"
 
 
+def test_a_log_that_was_delivered_is_not_asked_of_the_site(federation: Federation, slept: list[float]) -> None:
+    s = elsewhere(at_work(federation))
+    attempt = s.site_runs[0].attempt
+    federation.store.put_bytes(f"{s.prefix(attempt)}/log.txt", b"all of it\n")
+    federation["a"].trouble = AssertionError("it was asked")
+    start_log(s, attempt, 0, federation.tools, has_ended=True)
+    changes = Changes()
+    take_logs(replace(s, newest=replace(s.round, id=6, number=2)), federation.tools, changes)
+    assert [(log.offset, log.text, log.next_offset) for log in changes.logs] == [(0, "all of it\n", 10)]
+    assert federation.errands.keys("logs", s.key) == []
+    assert slept == []
+
+
+def test_after_the_last_line_of_a_log_nothing_more_is_asked_for(federation: Federation, slept: list[float]) -> None:
+    s = elsewhere(at_work(federation))
+    federation["a"].log = 'read before\n{"message": "run ends"}\n'
+    start_log(s, s.site_runs[0].attempt, 12, federation.tools, has_ended=True)
+    changes = Changes()
+    take_logs(replace(s, newest=replace(s.round, id=6, number=2)), federation.tools, changes)
+    assert [log.text for log in changes.logs] == ['{"message": "run ends"}\n']
+    assert federation.errands.keys("logs", s.key) == []
+    assert slept == [LAST_WORDS]
+
+
 def test_a_site_that_is_called_is_not_asked_for_a_log_right_after_the_start(federation: Federation) -> None:
     waiting = snapshot(RoundState.PUBLISHING, site_runs=(site_run("a", upload={}),), incoming=model(federation))
     (change,) = publish(waiting, federation.tools).changes.attempts
