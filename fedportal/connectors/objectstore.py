@@ -48,6 +48,8 @@ _TRANSIENT = frozenset(
     {"InternalError", "ServiceUnavailable", "SlowDown", "SlowDownRead", "SlowDownWrite", "RequestTimeout", "OperationAborted"}
 )  # fmt: skip
 _MISSING = frozenset({"NoSuchKey", "NoSuchUpload"})
+_UNFIT = frozenset({"InvalidPart", "InvalidPartOrder", "EntityTooSmall", "EntityTooLarge", "MalformedXML"})
+"""What a store says to parts that were never sent, or not as they are announced."""
 _OWN_PREFIX = re.compile(rf"{ROOT}/[a-z0-9]{{4,10}}(?:/[a-z0-9-]+)*/?\Z")
 
 
@@ -279,12 +281,12 @@ class ObjectStore:
     def close_upload(self, key: str, put: Put, etags: Sequence[str]) -> None:
         """Make the object of an upload visible; may be repeated. A single PUT needs no closing.
 
-        Raises :class:`ObjectMissing` when the upload was aborted, :class:`StoreError` for ETags that do not fit.
+        Raises :class:`ObjectMissing` when the upload was aborted, :class:`ObjectDamaged` for ETags that do not fit.
         """
         if not put.upload_id:
             return
         if not 0 < len(etags) <= len(put.part_urls):
-            raise StoreError(f"{key}: {len(etags)} parts were announced, {len(put.part_urls)} prepared")
+            raise ObjectDamaged(f"{key} was announced in {len(etags)} parts, {len(put.part_urls)} were prepared")
         parts = [Part(number, etag.strip('"')) for number, etag in enumerate(etags, start=1)]
         try:
             with self._errors(key):
@@ -356,6 +358,8 @@ class ObjectStore:
     def _raise(self, code: str, key: str, error: Exception) -> NoReturn:
         if code in _MISSING:
             raise ObjectMissing(f"there is no object {key}") from error
+        if code in _UNFIT:
+            raise ObjectDamaged(f"the parts of {key} are not those that were announced ({code})") from error
         if code in _TRANSIENT:
             raise StoreUnreachable(f"the object store at {self.endpoint} is not ready ({code})") from error
         raise StoreError(f"the object store at {self.endpoint} refused {key} ({code})") from error

@@ -336,6 +336,8 @@ def _judge(s: Snapshot, attempt: AttemptView, manifest: Manifest, tools: Tools) 
         return Delivery(manifest, refused=f"The update has {manifest.update.size} bytes, the model {s.model.size}.")
     if manifest.train_cases < 1:
         return Delivery(manifest, refused="The site says that it trained on no case.")
+    if manifest.cases:
+        return Delivery(manifest, refused="It tells the scores of single cases, which nobody asked for.")
     wanted = [(UPDATE_NAME, manifest.update)]
     if s.plan.optimizer.treatment == "aggregate":
         if manifest.optimizer is None or manifest.optimizer.size > OPTIMIZER_ROOM * s.model.size + ROOM:

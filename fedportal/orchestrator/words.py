@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from trainer.contract import EXPLANATIONS, Exit
 from trainer.contract.checks import storable
 
+LONGEST = 1000
+"""Characters of what somebody else has said, at most."""
+
 
 def listed(names: Sequence[str]) -> str:
     """Return ``Graz, Mainz and Ulm``."""
@@ -36,8 +39,10 @@ def duration(seconds: float) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return the text, which may be a site's, with a full stop, so that another sentence may follow."""
-    text = storable(text).strip()
+    """Return the text with a full stop, so that another sentence may follow. It may be a site's: what is endless is cut,
+    what would steer a terminal becomes a space."""
+    shown = text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    text = "".join(letter if letter.isprintable() else " " for letter in storable(shown)).strip()
     return text if not text or text[-1] in ".!?”…" else f"{text}."
 
 

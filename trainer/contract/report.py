@@ -25,6 +25,12 @@ class Phase(StrEnum):
 
 LATEST = 253_402_300_799
 """Seconds since the epoch of the last moment that calendars know (end of the year 9999)."""
+MOST_CASES = 10**7
+"""Cases that a site trains on or measures, at most: the portal's sums are exact up to there."""
+LARGEST = 3.5e38
+"""No trainer's number is larger (float32): with larger ones a mean over the sites would overflow."""
+MAX_PARTS = 10_000
+"""Parts that an object comes in, at most (S3)."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +66,30 @@ def metric_from_json(document: Mapping[str, Any]) -> MetricRecord:
         and isinstance(record.name, str)
         and re.fullmatch(r"[a-z0-9_]{1,32}", record.name)
         and isinstance(record.region, str)
-        and len(record.region) <= 40
+        and _is_region(record.region)
         and is_count(record.step, 10**9)
-        and is_count(record.cases, 10**7)
+        and is_count(record.cases, MOST_CASES)
         and is_number(record.progress)
         and 0 <= record.progress <= 1
         and is_number(record.at)
         and 0 <= record.at <= LATEST
-        and (record.value is None or is_number(record.value))
+        and _is_measured(record.name, record.value)
     )
     if not ok:
         raise ContractError(f"metric: not a drawable record: {str(dict(document))[:200]}")
     return record
+
+
+def _is_region(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= 40 and name.isprintable()
+
+
+def _is_measured(name: str, value: object) -> bool:
+    """Say whether a number can have been measured: a Dice is a share, a distance is not negative."""
+    if value is None:
+        return True
+    least, most = {"dice": (0.0, 1.0), "hd95": (0.0, LARGEST)}.get(name, (-LARGEST, LARGEST))
+    return is_number(value) and least <= value <= most  # type: ignore[operator]
 
 
 def records_in_log(text: str) -> list[MetricRecord]:
@@ -163,19 +181,15 @@ def manifest_from_json(document: Mapping[str, Any]) -> Manifest:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(f"manifest: {error}") from error
-    counts = (
-        manifest.train_cases,
-        manifest.validation_cases,
-        manifest.steps,
-        manifest.round,
-        manifest.attempt,
-        manifest.exit_code,
-    )
+    counts = (manifest.steps, manifest.round, manifest.attempt, manifest.exit_code)
+    cases = (manifest.train_cases, manifest.validation_cases)
     texts = (manifest.run, manifest.experiment, manifest.site, manifest.message)
-    if not all(map(is_count, counts)) or not all(isinstance(text, str) for text in texts):
+    is_counted = all(map(is_count, counts)) and all(is_count(number, MOST_CASES) for number in cases)
+    if not is_counted or not all(isinstance(text, str) for text in texts):
         raise ContractError("manifest: a count or a name is not of its type")
-    if not all(isinstance(name, str) and is_number(value) for name, value in dict(manifest.seconds).items()):
-        raise ContractError("manifest: seconds are not numbers")
+    seconds = manifest.seconds
+    if not isinstance(seconds, Mapping) or not all(is_number(s) and 0 <= s <= LATEST for s in seconds.values()):
+        raise ContractError("manifest: seconds are not durations")
     return manifest
 
 
@@ -186,8 +200,7 @@ def _case_score(document: Mapping[str, Any]) -> CaseScore:
         and 0 < len(score.subject) <= MAX_SUBJECT
         and score.name in ("dice", "hd95")
         and isinstance(score.values, Mapping)
-        and all(isinstance(region, str) and len(region) <= 40 for region in score.values)
-        and all(value is None or is_number(value) for value in score.values.values())
+        and all(_is_region(region) and _is_measured(score.name, value) for region, value in score.values.items())
     )
     if not ok or _pseudonym(score.case) != score.case:
         raise ContractError(f"manifest: not a score of a case: {str(dict(document))[:200]}")
@@ -206,4 +219,10 @@ def _stored(values: Mapping[str, Any] | None) -> Stored | None:
     stored = Stored(**{**values, "etags": tuple(values.get("etags", ()))})
     if not (is_count(stored.size, 2**63 - 1) and stored.size > 0 and re.fullmatch(r"[0-9a-f]{64}", str(stored.sha256))):
         raise ContractError("manifest: size or SHA-256 of an object is not valid")
+    if len(stored.etags) > MAX_PARTS or not all(map(_is_etag, stored.etags)):
+        raise ContractError("manifest: the parts of an object are not valid")
     return stored
+
+
+def _is_etag(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[!-~]{1,200}", value) is not None

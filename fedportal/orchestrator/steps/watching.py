@@ -151,8 +151,9 @@ class _Watch:
                 "update_norm": delivery.admission.norm if delivery.admission else None,
             }
         if delivery.refused:
-            self._becomes(run, SiteRunState.UPLOADED, SiteRunState.REJECTED, because=delivery.refused, **fields)
-            text = f"The update of {site.name} was rejected: {delivery.refused}"
+            refused = sentence(delivery.refused)
+            self._becomes(run, SiteRunState.UPLOADED, SiteRunState.REJECTED, because=refused, **fields)
+            text = f"The update of {site.name} was rejected: {refused}"
             self.changes.say("rejected", text, level="bad", site=site.slug)
             return
         self._becomes(run, SiteRunState.UPLOADED, SiteRunState.ADMITTED, **fields)
