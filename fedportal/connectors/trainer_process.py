@@ -69,6 +69,7 @@ class TrainerProcess:
     def __init__(self, socket_path: Path | None = None, *, command: Sequence[str] = COMMAND) -> None:
         self.socket_path = socket_path
         self._command_line = tuple(command)
+        self._server: subprocess.Popen[bytes] | None = None
 
     # --- runs --------------------------------------------------------------------------------------
 
@@ -176,6 +177,7 @@ class TrainerProcess:
                 start_new_session=True,
             )
         _children.append(process)
+        self._server = process
         end = time.monotonic() + timeout
         while wait:
             answer = self.ping()
@@ -191,8 +193,11 @@ class TrainerProcess:
         return None
 
     def stop_server(self) -> None:
-        """End the warm server; runs go on. No error when none runs."""
+        """End the warm server, also one that was started here and does not answer yet; runs go on. No error when none runs."""
         answer = self.ping()
+        if answer is None and self._server is not None and self._server.poll() is None:
+            self._server.terminate()
+            self._server.wait()
         if answer is not None and self.socket_path is not None:
             _end(int(answer["pid"]), Path(f"{self.socket_path}.lock"))
 

@@ -17,11 +17,14 @@ import urllib.request
 from pathlib import Path
 from typing import NoReturn
 
+from fedportal.connectors.errors import StoreError
 from fedportal.demo.airflow_sites import AirflowSites
 from fedportal.demo.processes import Processes
 from fedportal.demo.state import HOST, DemoError, DemoState
 
 ROOT = Path(__file__).resolve().parents[2]
+STORE_TIMEOUT = 300.0
+"""Seconds. It is there after two, and a minute later than that on a machine that has much else to do."""
 HOSPITALS = (
     ("linden", "Linden Hospital", "Lindenau"),
     ("seeblick", "Seeblick Clinic", "Seeblick"),
@@ -115,7 +118,11 @@ def run(options, state, values, environment, processes, airflow, say) -> int:
         ],
     )
     migrate = processes.run("migrate", [python, "manage.py", "migrate", "--no-input", "-v", "0"])
-    state.weed.start()
+    try:
+        state.weed.start(timeout=STORE_TIMEOUT)
+    except StoreError as error:
+        log = state.weed.folder / "weed.log"
+        raise DemoError(f"The object store does not start; {log} says why. {error}") from error
     processes.finish("migrate", migrate)
     port = values["port"]
     processes.start("portal", [python, "-m", "daphne", "-b", HOST, "-p", str(port), "fedportal.asgi:application"])

@@ -1,0 +1,49 @@
+"""``python -m fedportal.demo`` where something is in its way. That it works: ``tests/e2e``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedportal.connectors.trainer_process import ROOT
+from fedportal.connectors.weed import Weed
+from tests.trainer_process.bench import wait_for
+
+pytestmark = pytest.mark.store
+
+
+def test_a_demo_whose_store_does_not_start_says_why_and_leaves_nothing_running(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert Weed(tmp_path / "store", port=taken.getsockname()[1]).credentials, "its port is remembered"
+        done = subprocess.run(
+            [sys.executable, "-m", "fedportal.demo", "--headless", "--state", str(tmp_path)],
+            cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if not name.startswith(("FEDPORTAL_", "DJANGO_"))},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "The object store does not start" in done.stderr
+    assert "Traceback" not in done.stderr
+    wait_for(lambda: not running(tmp_path), seconds=300)
+
+
+def running(folder: Path) -> list[str]:
+    """Return the command lines of all processes that have something to do with a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if str(folder) in command:
+                found.append(command)
+    return found
