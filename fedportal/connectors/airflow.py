@@ -43,7 +43,7 @@ LISTED_FROM = 3
 """From so many open runs on, one list is cheaper than a question for each."""
 FORGET_OPEN = 120.0
 QUEUED_LONG = 10.0
-"""Seconds after which we ask why a run does not start."""
+"""Seconds after which we ask whether the scheduler is alive that does not start a run."""
 KILLED = "The run failed at the site before the trainer could say why. Airflow's log of its task has more."
 ENDED_THERE = "The run was ended at the site: its time was up, its Airflow was stopped, or somebody ended it."
 
@@ -148,8 +148,7 @@ class AirflowConnector(Configured):
 
     def launch(self, ticket: LaunchTicket) -> bool:
         airflow, dag_id = self._airflow(), f"fp-{ticket.kind}"
-        was_ready = dag_id in self._ready
-        if not was_ready:
+        if dag_id not in self._ready:
             self._require_ready(airflow, dag_id)
         conf = {"run": ticket.run, "spec_url": ticket.spec_url, "contract": CONTRACT_VERSION}
         self._dag_of[ticket.run] = dag_id
@@ -158,8 +157,6 @@ class AirflowConnector(Configured):
             raise self._missing(airflow, dag_id)
         if not started and airflow.run(dag_id, ticket.run) is None:
             raise SiteMisbehaved(f"Airflow says that {ticket.run} exists already, and does not know it.")
-        if was_ready:  # then the look is in nobody's way: Airflow schedules the run meanwhile
-            self._look_after_the_start(airflow, dag_id)
         return started
 
     def poll(self, run: str) -> RunStatus:
@@ -257,10 +254,9 @@ class AirflowConnector(Configured):
 
     def _queued(self, airflow: Airflow, run: str) -> RunStatus:
         since = self._queued_since.setdefault(run, self._clock())
-        if self._clock() - since > QUEUED_LONG:
-            self._require_ready(airflow, self._dag_of.get(run, DAGS[0]))
-            if problem := airflow.health():
-                raise SiteNotReady(f"The run waits: {problem}", remedy="Start Airflow's scheduler again.")
+        self._require_ready(airflow, self._dag_of.get(run, DAGS[0]))
+        if self._clock() - since > QUEUED_LONG and (problem := airflow.health()):
+            raise SiteNotReady(f"The run waits: {problem}", remedy="Start Airflow's scheduler again.")
         return RunStatus(RunState.WAITING, message="The site has queued it.")
 
     def _require_ready(self, airflow: Airflow, dag_id: str) -> None:
@@ -283,15 +279,6 @@ class AirflowConnector(Configured):
             )
         self._ready.add(dag_id)
 
-    def _look_after_the_start(self, airflow: Airflow, dag_id: str) -> None:
-        """Raise what keeps a run that was just started from beginning, as :meth:`_require_ready` does."""
-        try:
-            self._require_ready(airflow, dag_id)
-        except SiteNotReady:
-            raise
-        except SiteUnreachable:
-            return  # the start was answered, and counts
-
     def _missing(self, airflow: Airflow, dag_id: str) -> SiteRefused:
         for file, reason in airflow.import_errors():
             if "fedportal" in file:
@@ -312,6 +299,7 @@ class AirflowConnector(Configured):
         )
 
     def _failed(self, airflow: Airflow, run: str) -> RunStatus:
+        self._ready.discard(self._dag_of.get(run, DAGS[0]))  # it may be the DAG's: the next start looks first
         lines = self._log(airflow, run).splitlines()
         for line in reversed(lines):
             try:

@@ -126,7 +126,7 @@ def pause(case: Case, site: AirflowSite) -> None:
 
 
 SAYS_500 = "It cannot be started yet: The site answers .* with 500"
-SAYS_PAUSED = "It cannot be started yet: The DAG fp-train is paused at the site. Switch it on"
+SAYS_PAUSED = "The DAG fp-train is paused at the site. Switch it on"
 FAULTS = {
     "500": Fault(answer_500, "its web server answers 500", says=SAYS_500),
     "paused": Fault(pause, "its DAG is paused", says=SAYS_PAUSED),

@@ -79,9 +79,8 @@ def test_evaluations_have_a_dag_of_their_own(hospital: Hospital, bench: Bench) -
 
 
 def test_a_paused_dag_is_told_with_the_remedy_and_the_run_goes_on_when_it_is_switched_on(
-    hospital: Hospital, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    hospital: Hospital, bench: Bench
 ) -> None:
-    monkeypatch.setattr("fedportal.connectors.airflow.QUEUED_LONG", 0.0)
     site, ticket = hospital.connector(), bench.ticket("quick")
     try:
         hospital.api._call("PATCH", "dags/fp-train", json={"is_paused": True})

@@ -112,24 +112,31 @@ def test_a_start_whose_answer_is_lost_is_asked_for_again_and_found(server: Serve
     assert [method for method, *_ in server.seen].count("POST") == 4
 
 
-def test_a_dag_that_was_ready_is_looked_at_when_the_next_run_is_started(server: Server) -> None:
-    """The look costs the round no time then, and what it finds is told all the same."""
-    made, paused = answer(200, {"dag_run_id": RUN, "state": "queued"}), answer(200, {**DAG, "is_paused": True})
-    connector = site(server, answer(200, DAG), made, made, answer(200, DAG), made, answer(503, {}), answer(503, {}))
+def test_a_dag_that_was_ready_is_looked_at_again_when_a_run_waits_or_has_failed(server: Server) -> None:
+    """A start that goes well is one request, and the site has better to do than to answer more of them."""
+    made, queued = answer(200, {"dag_run_id": RUN, "state": "queued"}), answer(200, QUEUED)
+    paused = answer(200, {**DAG, "is_paused": True})
+    connector = site(server, answer(200, DAG), made, made, queued, paused, paused, answer(200, DAG), made)
     assert launch(connector)
     assert launch(connector)
-    assert launch(connector), "it was started, whatever became of Airflow right after"
-    assert [method for method, *_ in server.seen[2:]] == ["GET", "POST", "POST", "GET", "POST", "GET", "GET"]
+    assert [method for method, *_ in server.seen[2:]] == ["GET", "POST", "POST"]
+    with pytest.raises(SiteNotReady, match="paused"):
+        connector.poll(RUN)
+    with pytest.raises(SiteNotReady, match="paused"):
+        launch(connector)
+    assert launch(connector)
+    assert [method for method, *_ in server.seen[5:]] == ["GET", "GET", "GET", "GET", "POST"]
 
-    connector = site(server, answer(200, DAG), made, made, paused, paused, answer(200, DAG), made)
+    failed = answer(200, {**QUEUED, "state": "failed"})
+    connector = site(server, answer(200, DAG), made, failed, ENDED_TASK, LAST_WORDS, answer(200, DAG), made)
+    before = len(server.seen)
     assert launch(connector)
-    for _ in range(2):
-        with pytest.raises(SiteNotReady, match="paused"):
-            launch(connector)
+    assert connector.poll(RUN).state is RunState.FAILED
     assert launch(connector)
-    assert [method for method, *_ in server.seen[9:]][2:] == ["GET", "POST", "POST", "GET", "GET", "GET", "POST"]
+    assert [method for method, *_ in server.seen[before + 2 :]] == ["GET", "POST", "GET", "GET", "GET", "GET", "POST"]
 
 
+QUEUED = {"dag_run_id": RUN, "state": "queued", "note": None}
 RUNNING = answer(200, {"dag_run_id": RUN, "state": "running", "note": None})
 TROUBLE = answer(500, {"detail": "Database error"})
 DONE = answer(200, {})
