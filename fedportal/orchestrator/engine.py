@@ -133,7 +133,7 @@ class Engine:
                 settle(experiment, s, outcome, now=self.clock(), wakes_seen=wakes, seconds=claim.lap())
         except (StaleClaim, OperationalError, InterfaceError):
             raise  # nothing was written, and the database may be back the next time
-        except Exception as error:  # the one place: whatever a step meets must not stop the engine
+        except Exception as error:  # whatever a step meets must not stop the engine
             outcome = self._stumbled(claim, error)
         return outcome
 

@@ -87,7 +87,7 @@ class Loop:
             logger.exception("experiment %d: the database does not answer", pk)
             connection.close()
             time.sleep(1)
-        except Exception:
+        except Exception:  # one experiment's trouble must not end the others'
             logger.exception("experiment %d could not be driven", pk)
             time.sleep(1)
         finally:
