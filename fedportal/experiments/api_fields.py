@@ -8,9 +8,9 @@ from typing import Any
 from rest_framework import serializers
 
 from fedportal.experiments.models import Experiment, GlobalModel
-from fedportal.experiments.plan import MAX_REGION_NAME
 from fedportal.experiments.recipe import Kind, Setting
 from fedportal.ui.serializers import StrictSerializer
+from trainer.contract import MAX_REGION_NAME
 
 
 def finite(value: float) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 from django import forms
 
 from fedportal.experiments.models import GlobalModel
-from fedportal.experiments.plan import MAX_REGION_NAME, region_text
+from fedportal.experiments.plan import region_text
 from fedportal.experiments.recipe import BY_NAME, Kind, Setting, number_text
+from trainer.contract import MAX_REGION_NAME
 
 SEPARATORS = re.compile(r"[\s,;x×–]+")
 

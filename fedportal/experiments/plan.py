@@ -49,8 +49,6 @@ EDITABLE = frozenset(
 """Fields of a draft that people set; ``rounds_planned`` follows the plan."""
 
 NO_TASK = Task(name="", channels=(), labels={}, regions=())
-MAX_REGION_NAME = 40
-"""A metric record's region is no longer."""
 
 LAPTOP_TREATMENT = "keep"
 """The 2021 experiment reset Adam every round. In twelve short rounds, keeping it gains 0.03 Dice (docs/decisions/0005)."""

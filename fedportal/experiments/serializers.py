@@ -15,7 +15,6 @@ from fedportal.experiments.api_fields import NumberField, WholeField, field_of
 from fedportal.experiments.models import Baseline, Experiment
 from fedportal.experiments.models import Kind as ExperimentKind
 from fedportal.experiments.plan import (
-    MAX_REGION_NAME,
     PRESETS,
     merged,
     nested,
@@ -36,7 +35,7 @@ from fedportal.experiments.states import ExperimentState
 from fedportal.sites.models import Dataset, Site
 from fedportal.ui.serializers import StrictSerializer
 from fedportal.ui.validators import visible_line
-from trainer.contract import LOCAL_LAYERS
+from trainer.contract import LOCAL_LAYERS, MAX_REGION_NAME
 
 
 def _part(prefix: str) -> StrictSerializer:

@@ -34,10 +34,6 @@ class CaseCounts:
     validation: Count
     total: Count
 
-    @property
-    def are_whole(self) -> bool:
-        return self.total.value is not None
-
 
 def sees_small_counts(user: Any, site_id: int) -> bool:
     """Say whether a person sees every count of a site. Asks the database once for a person, not for each site."""

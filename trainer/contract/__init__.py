@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.contract.checks import CONTRACT_VERSION, ContractError
+    from trainer.contract.checks import CONTRACT_VERSION, MAX_REGION_NAME, ContractError
     from trainer.contract.exits import EXPLANATIONS, PERMANENT, Exit
     from trainer.contract.job import (
         INCOMING_SUBJECT,
@@ -113,6 +113,7 @@ __all__ = [
     "LOSSES",
     "MANIFEST_NAME",
     "MAX_JSON_BYTES",
+    "MAX_REGION_NAME",
     "MAX_RUN_NAME",
     "NETWORKS",
     "OPTIMIZERS",

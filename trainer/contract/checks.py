@@ -22,15 +22,13 @@ class ContractError(ValueError):
 
 MAX_SUBJECT = 40
 """Characters of a subject's name, at most."""
+MAX_REGION_NAME = 40
+"""Characters of a region's name, at most: longer ones are refused in metric records."""
 
 
 def is_pseudonym(value: object) -> bool:
     """Say whether it is a case's pseudonym. Anything else must not cross the wire: it could be a patient's name."""
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{16}", value) is not None
-
-
-def is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_count(value: object, most: int = 2**31 - 1) -> bool:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from trainer.contract.checks import MAX_REGION_NAME
 from trainer.contract.plan import Region
-
-MAX_REGION_NAME = 40
-"""Metric records of regions with longer names are refused."""
 
 _BRAIN_TUMOUR = ("edema", "non-enhancing tumor", "enhancing tumor")
 

@@ -9,7 +9,15 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from trainer.contract.checks import CONTRACT_VERSION, MAX_SUBJECT, ContractError, is_count, is_number, is_pseudonym
+from trainer.contract.checks import (
+    CONTRACT_VERSION,
+    MAX_REGION_NAME,
+    MAX_SUBJECT,
+    ContractError,
+    is_count,
+    is_number,
+    is_pseudonym,
+)
 from trainer.contract.job import Kind
 
 
@@ -81,7 +89,7 @@ def metric_from_json(document: Mapping[str, Any]) -> MetricRecord:
 
 
 def _is_region(name: object) -> bool:
-    return isinstance(name, str) and len(name) <= 40 and name.isprintable()
+    return isinstance(name, str) and len(name) <= MAX_REGION_NAME and name.isprintable()
 
 
 def _is_measured(name: str, value: object) -> bool:
