@@ -148,10 +148,11 @@ def kept_path(site: Site, experiment: str, round: int) -> Path:
 def tensors_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """Return the state as ``{"exp_avg.<parameter>": tensor, …}``; step counts become int64 scalars.
 
-    A parameter that never had a gradient has zeros, so that every site sends the same keys.
+    A parameter that never had a gradient has zeros, and one of several names stands there under each: so every site
+    sends the same keys, and the portal knows from the model which.
     """
     found = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         state = optimizer.state.get(parameter, {})
         for entry in _entries(optimizer):
             value = state.get(entry)
@@ -165,11 +166,11 @@ def tensors_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, 
 def _load(path: Path, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     expected = {}
     entries = _entries(optimizer)
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         for entry in entries:
             expected[f"{entry}.{name}"] = torch.tensor(0) if entry == "step" else parameter.detach()
     found = weights.load_tensors(path, expected)
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         state = {entry: found[f"{entry}.{name}"] for entry in entries}
         if "step" in state:
             # Adam counts in float32, on the CPU unless it is fused

@@ -6,6 +6,7 @@ An update is read once, in pieces, beside the global model it started from; neit
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedportal.aggregation.dtypes import Family, Float64s, widened
+from fedportal.aggregation.dtypes import DTYPES, Family, Float64s, widened
 from fedportal.aggregation.errors import AggregationRefused, WeightsError, quoted
-from fedportal.aggregation.weights import CHUNK, Entry, Role, WeightsFile
+from fedportal.aggregation.weights import CHUNK, Entry, Header, Role, WeightsFile, layout
+
+VARIANCE = "running_var"
+"""How torch ends the names of a normalisation's variances. One below zero would be NaN at every site."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,42 @@ def admit(update: Path, reference: Path, *, max_relative_norm: float | None = No
             return _verdict(weights, base, max_relative_norm)
     except WeightsError as error:
         return Admission(admitted=False, reason=error.reason)
+
+
+def admit_state(state: Path, model: Path, entries: Sequence[str]) -> Admission:
+    """Judge an optimizer's state: ``entries`` for each trained parameter of the global model and nothing else, finite.
+
+    ``step`` is one count, the others have the parameter's shape; those named ``…_sq`` are means of squares. An honest
+    trainer divides by their roots: a negative number would make its weights NaN.
+    """
+    try:
+        with WeightsFile(state) as weights, _opened_reference(model) as base:
+            reason = _state_of(base.header, entries).difference(weights.header) or _why_no_state(weights)
+            return Admission(admitted=not reason, reason=reason)
+    except WeightsError as error:
+        return Admission(admitted=False, reason=error.reason)
+
+
+def _why_no_state(weights: WeightsFile) -> str:
+    for key, entry in weights.header.entries.items():
+        if entry.dtype.family is Family.FLOAT and not all(np.isfinite(part).all() for part in weights.chunks(key)):
+            return f"{quoted(key)} is not finite."
+        if key.partition(".")[0].endswith("_sq") and _has_negative(weights, key):
+            return f"{quoted(key)} is a mean of squares, but below zero."
+    return ""
+
+
+def _has_negative(weights: WeightsFile, key: str) -> bool:
+    return any((part < 0).any() for part in weights.chunks(key))
+
+
+def _state_of(model: Header, entries: Sequence[str]) -> Header:
+    trained = [entry for entry in model.entries.values() if model.role(entry) is Role.PARAMETER]
+    return layout(
+        (f"{name}.{entry.key}", *((DTYPES["I64"], ()) if name == "step" else (entry.dtype, entry.shape)))
+        for name in entries
+        for entry in trained
+    )
 
 
 def _opened_reference(path: Path) -> WeightsFile:
@@ -85,6 +125,8 @@ def _verdict(update: WeightsFile, reference: WeightsFile, max_relative_norm: flo
         sums = _compared(update, reference, key, scratch)
         if not math.isfinite(sums.update + sums.difference):
             return Admission(admitted=False, reason=_not_finite(update, reference, entry))
+        if key.endswith(VARIANCE) and _has_negative(update, key):
+            return Admission(admitted=False, reason=f"{quoted(key)} is a variance, but below zero.")
         if reference.header.role(entry) is Role.PARAMETER:
             total.add(sums)
             if sums.difference > furthest:

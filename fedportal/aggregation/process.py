@@ -97,6 +97,11 @@ class AggregationProcess:
         arguments = {"update": str(update), "reference": str(reference), "max_relative_norm": max_relative_norm}
         return Admission(**self._call("admit", arguments, outputs=()))
 
+    def admit_state(self, state: Path, model: Path, entries: Sequence[str]) -> Admission:
+        """Judge an optimizer's state; see :func:`fedportal.aggregation.admission.admit_state`."""
+        arguments = {"state": str(state), "model": str(model), "entries": list(entries)}
+        return Admission(**self._call("admit_state", arguments, outputs=()))
+
     def aggregate(
         self,
         *,

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy: BLAS threads would make the fork unsafe, none is needed
 
-from fedportal.aggregation.admission import admit
+from fedportal.aggregation.admission import admit, admit_state
 from fedportal.aggregation.errors import AggregationError
 from fedportal.aggregation.merge import Contribution, aggregate
 
@@ -123,6 +123,10 @@ def _admit(update: str, reference: str, max_relative_norm: float | None) -> dict
     return asdict(admit(Path(update), Path(reference), max_relative_norm=max_relative_norm))
 
 
+def _admit_state(state: str, model: str, entries: list[str]) -> dict[str, Any]:
+    return asdict(admit_state(Path(state), Path(model), entries))
+
+
 def _aggregate(
     reference: str,
     contributions: list[list[Any]],
@@ -142,7 +146,11 @@ def _aggregate(
     return {**asdict(merged), "path": str(merged.path)}
 
 
-VERBS: Mapping[str, Callable[..., dict[str, Any]]] = {"admit": _admit, "aggregate": _aggregate}
+VERBS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "admit": _admit,
+    "admit_state": _admit_state,
+    "aggregate": _aggregate,
+}
 
 
 if __name__ == "__main__":

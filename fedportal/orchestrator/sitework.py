@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedportal.aggregation.admission import Admission
-from fedportal.aggregation.errors import AggregationFailed, AggregationRefused
+from fedportal.aggregation.errors import AggregationFailed
 from fedportal.aggregation.process import AggregationProcess
 from fedportal.connectors.base import CheckReport, Connector, LogChunk, RunState, RunStatus
 from fedportal.connectors.breaker import Contact
@@ -364,15 +364,12 @@ def _verdict(s: Snapshot, attempt: AttemptView, reference: Path, tools: Tools) -
     admission = tools.aggregation.admit(update, reference, max_relative_norm=s.max_relative_norm)
     refused = "" if admission.admitted else admission.reason
     if not refused and s.plan.optimizer.treatment == "aggregate":
-        refused = _judge_optimizer(s, attempt, tools)
+        refused = _judge_optimizer(s, attempt, reference, tools)
     return admission, refused
 
 
-def _judge_optimizer(s: Snapshot, attempt: AttemptView, tools: Tools) -> str:
-    """Return why an optimizer state must not be averaged. In the first round there is none to compare it with."""
+def _judge_optimizer(s: Snapshot, attempt: AttemptView, reference: Path, tools: Tools) -> str:
+    """Return why an optimizer state must not be averaged. Which entries it has follows from the model (decision 0108)."""
     state = spool.spooled(s, attempt, OPTIMIZER_NAME, tools)
-    try:
-        verdict = tools.aggregation.admit(state, spool.state_file(s, s.model, tools) or state)
-    except AggregationRefused as error:
-        return f"The optimizer state cannot be used: {error.reason}"
+    verdict = tools.aggregation.admit_state(state, reference, s.plan.optimizer.entries)
     return "" if verdict.admitted else f"The optimizer state cannot be used: {verdict.reason}"

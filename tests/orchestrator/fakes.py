@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from fedportal.aggregation.admission import Admission, admit
+from fedportal.aggregation.admission import Admission, admit, admit_state
 from fedportal.aggregation.merge import Aggregate, aggregate
 from fedportal.connectors.base import CheckReport, CheckStep, DatasetReport, LogChunk, RunState, RunStatus
 from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, StoreUnreachable
@@ -301,6 +301,9 @@ class DirectAggregation:
         if self.trouble:
             raise self.trouble
         return admit(update, reference, max_relative_norm=max_relative_norm)
+
+    def admit_state(self, state: Path, model: Path, entries: Sequence[str]) -> Admission:
+        return admit_state(state, model, entries)
 
     def aggregate(self, **arguments: Any) -> Aggregate:
         if self.trouble:

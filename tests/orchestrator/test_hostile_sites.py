@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedportal.connectors.errors import ObjectDamaged
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
 from fedportal.orchestrator.outcomes import Advance
 from fedportal.orchestrator.steps.watching import watch
+from tests.aggregation.models import save
+from tests.factories import make_plan
 from tests.orchestrator.fakes import FakeSite, Federation, key_of
 from tests.orchestrator.rows import fresh, journal, make_engine, make_running
-from tests.orchestrator.snapshots import RUN, at_work, moves, texts
-from trainer.contract import Kind, signed
+from tests.orchestrator.snapshots import KEY, RUN, at_work, moves, texts
+from trainer.contract import Kind, Optimizer, Stored, signed
 
 S = SiteRunState
 DICE = {"phase": "incoming", "name": "dice", "value": 0.5, "region": "WT", "cases": 4}
@@ -96,6 +101,20 @@ def test_parts_that_were_never_sent_cost_the_attempt_and_not_the_experiment(fede
     changes = watch(s, federation.tools).changes
     assert moves(changes) == {RUN["a"]: S.PENDING}
     assert "did not arrive whole" in changes.site_runs[0].because
+
+
+def test_a_foreign_optimizer_state_is_its_sites_fault_in_the_first_round_too(federation: Federation, tmp_path: Path):
+    plan = make_plan(optimizer=Optimizer(treatment="aggregate"))
+    s = at_work(federation, "a", "b", plan=plan)
+    moments = {f"{entry}.w": np.ones(16, np.float32) for entry in ("exp_avg", "exp_avg_sq")}
+    states = {"a": {"exp_avg.v": np.ones(3, np.float32)}, "b": {**moments, "step.w": np.array(6, np.int64)}}
+    for slug, state in states.items():
+        data = save(tmp_path / slug, state, buffers=()).read_bytes()
+        federation.store.objects[f"fedportal/{KEY}/r00001/{slug}/a1/optimizer.safetensors"] = data
+        federation[slug].deliver(optimizer=Stored(hashlib.sha256(data).hexdigest(), len(data)))
+    changes = watch(s, federation.tools).changes
+    assert moves(changes) == {RUN["a"]: S.REJECTED, RUN["b"]: S.ADMITTED}
+    assert "The optimizer state cannot be used: It lacks “exp_avg.w”" in changes.site_runs[0].because
 
 
 @pytest.mark.django_db

@@ -61,6 +61,13 @@ class Optimizer:
     amsgrad: bool = False
     treatment: str = "reset"
 
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """What it remembers of each parameter, as the file of its state names it. ``step`` is one count of the whole."""
+        if self.name == "sgd":
+            return ("momentum_buffer",) if self.momentum else ()
+        return ("exp_avg", "exp_avg_sq", "step", *(("max_exp_avg_sq",) if self.amsgrad else ()))
+
 
 @dataclass(frozen=True)
 class Schedule:
