@@ -124,7 +124,7 @@ def _post_file(request: HttpRequest, site: Site) -> HttpResponse:
     return response
 
 
-def _site(token: str) -> Site:
+def site_of_token(token: str) -> Site:
     """Return the site of a token: its Kaapana's, or that of one of its runs."""
     return services.authenticate_run(token) if "." in token else services.authenticate(token).site
 
@@ -138,7 +138,7 @@ sync = remote(put=_sync)
 job = remote(put=_put_job, get=_get_job, delete=_delete_job)
 jobs = remote(get=_get_jobs)
 workflow = remote(put=_put_workflow)
-presigned_url = remote(_site, get=_get_file, post=_post_file)
+presigned_url = remote(site_of_token, get=_get_file, post=_post_file)
 
 
 def _body(request: HttpRequest, most: int) -> Any:

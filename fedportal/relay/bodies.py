@@ -1,0 +1,96 @@
+"""How large a body may be, said before any of it is kept.
+
+Django's ASGI handler writes a whole body to the disk before a view looks at who sends it: of a stranger, too, and the
+relay takes files of gigabytes (docs/decisions/0107).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from channels.db import database_sync_to_async
+from django.conf import settings
+
+from fedportal.relay import files, services
+from fedportal.relay.views import MAX_POLL, site_of_token
+from fedportal.ui.errors import TOO_LARGE
+
+MOST = MAX_POLL + 2**20
+"""Bytes of any other body: nothing is larger than a poll."""
+FILES = "/remote/minio-presigned-url"
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class TooMuch(Exception):
+    """More came than was announced, or than is taken."""
+
+
+class BodyLimit:
+    """An ASGI application that answers 413 to a body that is too large. Of a stranger's file it reads nothing."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        most = MOST
+        if settings.FEDPORTAL_FILE_RELAY and scope["path"].endswith(FILES):
+            token = headers.get(b"federatedauthorization", b"").decode("latin-1")
+            if not await database_sync_to_async(_is_known)(token):
+                return await self._app(scope, _without_body(receive), send)  # the view says who may
+            most = files.MAX_FILE
+        if int(headers.get(b"content-length") or 0) > most:
+            return await _refuse(send)
+        try:
+            await self._app(scope, _counted(receive, most), send)
+        except TooMuch:
+            await _refuse(send)
+        return None
+
+
+def _is_known(token: str) -> bool:
+    try:
+        site_of_token(token)
+    except services.WrongToken:
+        return False
+    return True
+
+
+def _counted(receive: Receive, most: int) -> Receive:
+    read = 0
+
+    async def counted() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > most:
+            raise TooMuch
+        return message
+
+    return counted
+
+
+def _without_body(receive: Receive) -> Receive:
+    is_told = False
+
+    async def nothing() -> Message:
+        nonlocal is_told
+        if not is_told:
+            is_told = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        while (message := await receive())["type"] != "http.disconnect":
+            pass  # what still comes is let fall
+        return message
+
+    return nothing
+
+
+async def _refuse(send: Send) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": TOO_LARGE.encode()})
