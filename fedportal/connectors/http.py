@@ -36,8 +36,11 @@ REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 PAUSE = 0.2
 
 METADATA_NAMES = frozenset({"metadata.google.internal", "metadata.goog", "metadata"})
-METADATA = frozenset({ipaddress.ip_address("100.100.100.200"), ipaddress.ip_address("fd00:ec2::254")})
+METADATA = frozenset(
+    map(ipaddress.ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"))
+)
 """Addresses beside the link-local ones under which clouds give out credentials."""
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 Auth = tuple[str, str] | Callable[[requests.PreparedRequest], requests.PreparedRequest]
 
@@ -202,9 +205,13 @@ class Http:
         try:
             with (
                 socket.create_connection((parts.hostname, parts.port or 443), timeout=self._timeout[0]) as connection,
-                _context(self._ca_certificate, True).wrap_socket(connection, server_hostname=parts.hostname) as secured,
+                _context(self._ca_certificate, True).wrap_socket(
+                    _check_peer(connection, parts.hostname), server_hostname=parts.hostname
+                ) as secured,
             ):
                 end = (secured.getpeercert() or {}).get("notAfter", "")
+        except Forbidden as error:
+            raise SiteRefused(str(error), remedy="Correct the address of the site.") from error
         except ssl.SSLError as error:
             raise _certificate_refused(error, parts.netloc) from error
         except OSError as error:
@@ -264,8 +271,9 @@ def _is_forbidden(host: str) -> bool:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    address = mapped or address
+    if address.version == 6:
+        behind_nat64 = ipaddress.ip_address(int(address) & 0xFFFF_FFFF) if address in NAT64 else None
+        address = address.ipv4_mapped or address.sixtofour or behind_nat64 or address
     return address.is_link_local or address.is_multicast or address.is_unspecified or address in METADATA
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -118,6 +119,14 @@ def test_cookies_are_dropped_unless_wanted(server: Server) -> None:
         "https://[::ffff:169.254.169.254]/",
         "https://0.0.0.0/",
         "https://100.100.100.200",
+        "https://168.63.129.16",
+        "https://[64:ff9b::a9fe:a9fe]/",  # the same behind NAT64
+        "https://[2002:a9fe:a9fe::]/",  # and by 6to4
+        "https://[fe80::1%25eth0]/",
+        "https://169.254.169.254./",
+        "file:///etc/passwd",
+        "https:///etc/passwd",
+        "https://hospital.example@169.254.169.254/",
         "https://host:port/",
     ],
 )
@@ -155,7 +164,25 @@ def test_a_name_that_leads_to_a_forbidden_address_is_refused(server: Server, mon
     monkeypatch.setattr("fedportal.connectors.http._is_forbidden", lambda host: host == "127.0.0.1")
     with pytest.raises(SiteRefused, match="no site has"):
         Http(f"http://localhost:{server.port}").get("x")
+    with pytest.raises(SiteRefused, match="no site has"):
+        Http(f"https://localhost:{server.port}").certificate_expiry()
     assert server.seen == []
+
+
+@pytest.mark.parametrize("host", ["2852039166", "0xa9fea9fe", "0251.0376.0251.0376", "169.254.43518"])
+def test_a_number_is_the_address_that_the_system_takes_it_for(host: str) -> None:
+    """No text shows it; whom the connection has reached does."""
+    (*_, (found, _port)) = socket.getaddrinfo(host, 80, type=socket.SOCK_STREAM)[0]
+    assert found == "169.254.169.254"
+    assert not host_allowed(f"https://{found}")
+
+
+@pytest.mark.parametrize("path", ["x\r\nHost: evil.example", "x\nX-Injected: 1", "x y"])
+def test_no_path_adds_a_line_to_a_request(server: Server, path: str) -> None:
+    Http(server.url).get(path)
+    ((_, _, headers),) = server.seen
+    assert "X-Injected" not in headers
+    assert headers["Host"] == f"127.0.0.1:{server.port}"
 
 
 @pytest.fixture
