@@ -8,8 +8,9 @@ import pytest
 
 from fedportal.connectors.errors import SiteUnreachable
 from fedportal.experiments import services
-from fedportal.experiments.models import SiteRun
+from fedportal.experiments.models import Experiment, SiteRun
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
+from fedportal.orchestrator.engine import Engine
 from tests.orchestrator.fakes import START, Federation
 from tests.orchestrator.rows import fresh, make_engine, make_running, run_to_end
 
@@ -17,12 +18,25 @@ pytestmark = pytest.mark.django_db
 E = ExperimentState
 
 
-def test_a_paused_experiment_is_left_alone_and_picked_up_without_training_again(auto: Federation):
-    experiment = make_running(auto)
+def at_work(auto: Federation, **fields) -> tuple[Experiment, Engine]:
+    """An experiment whose sites have been started and deliver nothing by themselves."""
     for site in auto.sites.values():
         site.auto = False
-    engine = make_engine(auto)
+    experiment, engine = make_running(auto, **fields), make_engine(auto)
     engine.drive(experiment.pk)
+    return experiment, engine
+
+
+def pause_for_five_hours(auto: Federation, experiment: Experiment) -> None:
+    services.pause(experiment=fresh(experiment), by=experiment.owner)
+    experiment.events.filter(kind="paused").update(at=auto.clock())
+    auto.clock.tick(60 * 300)
+    services.resume(experiment=fresh(experiment), by=experiment.owner)
+    experiment.events.filter(kind="resumed").update(at=auto.clock())
+
+
+def test_a_paused_experiment_is_left_alone_and_picked_up_without_training_again(auto: Federation):
+    experiment, engine = at_work(auto)
     services.pause(experiment=fresh(experiment), by=experiment.owner)
     for site in auto.sites.values():
         site.deliver()
@@ -37,17 +51,9 @@ def test_a_paused_experiment_is_left_alone_and_picked_up_without_training_again(
 
 
 def test_the_time_of_a_pause_makes_nobody_late(auto: Federation):
-    experiment = make_running(auto, deadline_minutes=60)
-    for site in auto.sites.values():
-        site.auto = False
-    engine = make_engine(auto)
-    engine.drive(experiment.pk)
+    experiment, engine = at_work(auto, deadline_minutes=60)
     auto.clock.tick(60 * 50)
-    services.pause(experiment=fresh(experiment), by=experiment.owner)
-    experiment.events.filter(kind="paused").update(at=auto.clock())
-    auto.clock.tick(60 * 300)
-    services.resume(experiment=fresh(experiment), by=experiment.owner)
-    experiment.events.filter(kind="resumed").update(at=auto.clock())
+    pause_for_five_hours(auto, experiment)
     engine.drive(experiment.pk)
     assert fresh(experiment).rounds.get().status is RoundState.TRAINING
     auto.clock.tick(60 * 9)
@@ -60,27 +66,15 @@ def test_the_time_of_a_pause_makes_nobody_late(auto: Federation):
 
 
 def test_a_pause_does_not_put_the_deadline_off_for_ever(auto: Federation):
-    experiment = make_running(auto, deadline_minutes=60)
-    for site in auto.sites.values():
-        site.auto = False
-    engine = make_engine(auto)
-    engine.drive(experiment.pk)
-    services.pause(experiment=fresh(experiment), by=experiment.owner)
-    experiment.events.filter(kind="paused").update(at=auto.clock())
-    auto.clock.tick(60 * 300)
-    services.resume(experiment=fresh(experiment), by=experiment.owner)
-    experiment.events.filter(kind="resumed").update(at=auto.clock())
+    experiment, engine = at_work(auto, deadline_minutes=60)
+    pause_for_five_hours(auto, experiment)
     auto.clock.tick(60 * 60)
     engine.drive(experiment.pk)
     assert fresh(experiment).status is E.FAILED
 
 
 def test_cancelling_reaches_every_running_site(auto: Federation):
-    experiment = make_running(auto)
-    for site in auto.sites.values():
-        site.auto = False
-    engine = make_engine(auto)
-    engine.drive(experiment.pk)
+    experiment, engine = at_work(auto)
     services.cancel(experiment=fresh(experiment), by=experiment.owner)
     experiment = run_to_end(engine, auto, experiment)
     assert experiment.status is E.CANCELLED
