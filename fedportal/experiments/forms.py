@@ -51,7 +51,7 @@ class QuestionForm(SectionForm):
         required=False,
         max_length=4000,
         widget=forms.Textarea(attrs={"rows": 4}),
-        help_text="What you want to find out, in a sentence or two. It stands on the experiment's page and in its report.",
+        help_text="What you want to find out, in a sentence or two. It stands on the experiment's page and in the recipe of its models.",
     )
 
     @classmethod
