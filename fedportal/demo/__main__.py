@@ -14,10 +14,12 @@ import signal
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
 from fedportal.connectors.errors import StoreError
+from fedportal.demo.airflow_server import USER, AirflowServer
 from fedportal.demo.airflow_sites import AirflowSites
 from fedportal.demo.processes import Processes
 from fedportal.demo.state import HOST, DemoError, DemoState
@@ -150,7 +152,8 @@ def run(options, state, values, environment, processes, airflow, say) -> int:
     portal.start(experiment)
     state.address_file.write_text(f"{address}/experiments/{experiment.key}/\n")
     if not options.headless:
-        greet(address, experiment.key, values["passwords"], time.monotonic() - begun)
+        servers = airflow.servers if airflow is not None else {}
+        greet(address, experiment.key, values["passwords"], time.monotonic() - begun, servers)
     return stay(options, state, portal, experiment, processes, airflow, say, answers_at)
 
 
@@ -186,9 +189,14 @@ def stay(options, state, portal, experiment, processes, airflow, say, answers_at
         time.sleep(0.5)
 
 
-def greet(address: str, key: str, passwords: dict[str, str], seconds: float) -> None:
-    width = max(len(name) for name in passwords)
+def greet(
+    address: str, key: str, passwords: dict[str, str], seconds: float, servers: Mapping[str, AirflowServer]
+) -> None:
+    width = max(len(name) for name in [*passwords, *servers])
     people = "\n".join(f"    {name:<{width}}   {password}" for name, password in passwords.items())
+    if servers:
+        pages = (f"    {slug:<{width}}   {server.url}   {server.password}" for slug, server in servers.items())
+        people += f"\n\n  The hospitals' own Airflow pages, sign in as {USER}\n\n" + "\n".join(pages)
     print(
         f"""
   fedportal is running (ready after {seconds:.0f} s). Open

@@ -13,6 +13,8 @@ import pytest
 
 from fedportal.connectors.trainer_process import ROOT
 from fedportal.connectors.weed import Weed
+from fedportal.demo.__main__ import greet
+from fedportal.demo.airflow_server import AirflowServer
 from tests.trainer_process.bench import wait_for
 
 pytestmark = pytest.mark.store
@@ -36,6 +38,17 @@ def test_a_demo_whose_store_does_not_start_says_why_and_leaves_nothing_running(t
     assert "The object store does not start" in done.stderr
     assert "Traceback" not in done.stderr
     wait_for(lambda: not running(tmp_path), seconds=300)
+
+
+def test_the_greeting_leads_to_the_portal_and_to_the_hospitals_pages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = AirflowServer(3, tmp_path, 4321)
+    greet("http://127.0.0.1:8000", "k7mw2xq9", {"researcher": "rose"}, 60.0, {"linden": server})
+    told = capsys.readouterr().out
+    assert "http://127.0.0.1:8000/experiments/k7mw2xq9/" in told
+    assert "researcher   rose" in told
+    assert f"linden       http://127.0.0.1:4321   {server.password}" in told
 
 
 def running(folder: Path) -> list[str]:
