@@ -21,14 +21,18 @@ from fedportal.experiments import baselines, journal, lifecycle
 from fedportal.experiments.models import Event, Experiment, Participation, Round, SiteRun
 from fedportal.experiments.plan import EDITABLE, PRESETS, merged, preset_plan, with_task_of
 from fedportal.experiments.readiness import Check, checklist, dataset_problem, site_problem
-from fedportal.experiments.states import CANCELLABLE, LIVE_ROUND, ExperimentState, RoundState, SiteRunState
+from fedportal.experiments.states import (
+    CANCELLABLE,
+    LIVE_ROUND,
+    NOT_DELIVERED,
+    ExperimentState,
+    RoundState,
+    SiteRunState,
+)
 from fedportal.sites.models import Dataset, Site
 from fedportal.ui.errors import DomainError
 
 DEFAULT_STRATEGY = str(Experiment._meta.get_field("strategy").default)
-
-AGAIN = frozenset({SiteRunState.FAILED, SiteRunState.TIMED_OUT, SiteRunState.REJECTED, SiteRunState.SKIPPED})
-"""Site-run states that a person may ask to try again."""
 
 STILL_TRAINING = LIVE_ROUND - {RoundState.COLLECTING, RoundState.AGGREGATING}
 
@@ -308,7 +312,7 @@ def retry_site(*, experiment: Experiment, site: Site, by: User) -> None:
         if current is None or current.status not in STILL_TRAINING:
             raise CannotRetry("The round no longer waits for its sites; the site takes part in the next one.")
         run = current.site_runs.filter(participation__site=site).select_related("participation__site").first()
-        if run is None or run.status not in AGAIN:
+        if run is None or run.status not in NOT_DELIVERED:
             state = f"is “{run.status.label}”" if run else "takes no part"
             raise CannotRetry(f"{site} {state} in {current.title.lower()}: there is nothing to try again.")
         lifecycle.fence(experiment, due_at=timezone.now())
@@ -365,5 +369,5 @@ def _begin_again(current: Round) -> None:
     """A FAILED round → PENDING, its runs that did not deliver → PENDING. Inside a fenced transaction."""
     fresh = {"dispatched_at": None, "deadline_at": None, "quorum_at": None, "ended_at": None}
     lifecycle.move(current, RoundState.PENDING, started_at=timezone.now(), **fresh)
-    for run in SiteRun.objects.filter(round=current, state__in=[state.value for state in AGAIN]):
+    for run in SiteRun.objects.filter(round=current, state__in=[state.value for state in NOT_DELIVERED]):
         lifecycle.move(run, SiteRunState.PENDING, not_before=None)

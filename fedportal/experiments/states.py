@@ -140,4 +140,6 @@ CANCELLABLE = frozenset(state for state in _E if state.may_become(_E.CANCELLING)
 LIVE_ROUND = frozenset(_R) - {_R.DONE, _R.FAILED, _R.CANCELLED}
 AT_SITE = frozenset({_S.DISPATCHED, _S.RUNNING})
 """Site-run states in which a remote run may exist."""
-SITE_RUN_OVER = frozenset({_S.ADMITTED, _S.REJECTED, _S.FAILED, _S.TIMED_OUT, _S.SKIPPED, _S.CANCELLED})
+NOT_DELIVERED = frozenset({_S.REJECTED, _S.FAILED, _S.TIMED_OUT, _S.SKIPPED})
+"""Site-run states that are over without an update; a person may ask for another try."""
+SITE_RUN_OVER = NOT_DELIVERED | {_S.ADMITTED, _S.CANCELLED}

@@ -13,8 +13,8 @@ from fedportal.accounts.models import User
 from fedportal.experiments.forms import BaselinesForm
 from fedportal.experiments.models import Attempt, Event, Experiment, GlobalModel, Kind, LogPiece, Participation, SiteRun
 from fedportal.experiments.recipe import ALL_SETTINGS, GROUPS, has_effect, value_of
-from fedportal.experiments.services import AGAIN, STILL_TRAINING
-from fedportal.experiments.states import ExperimentState
+from fedportal.experiments.services import STILL_TRAINING
+from fedportal.experiments.states import NOT_DELIVERED, ExperimentState
 from fedportal.monitoring.access import visible_experiment
 from fedportal.monitoring.case_table import case_table
 from fedportal.monitoring.dashboard import dashboard_of
@@ -165,7 +165,7 @@ def _may_retry(request: HttpRequest, experiment: Experiment, run: SiteRun) -> bo
     current = experiment.current_round
     is_live = current is not None and run.round_id == current.pk and current.status in STILL_TRAINING
     is_open = experiment.status in (ExperimentState.RUNNING, ExperimentState.PAUSED)
-    return is_live and is_open and run.status in AGAIN and experiment.can_be_controlled_by(request.user)
+    return is_live and is_open and run.status in NOT_DELIVERED and experiment.can_be_controlled_by(request.user)
 
 
 @require_safe

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedportal.connectors.base import RunState, RunStatus
 from fedportal.connectors.errors import SiteError, StoreUnreachable
-from fedportal.experiments.states import RoundState, SiteRunState
+from fedportal.experiments.states import NOT_DELIVERED, SITE_RUN_OVER, RoundState, SiteRunState
 from fedportal.orchestrator import sitework
 from fedportal.orchestrator.outcomes import (
     Advance,
@@ -254,7 +254,7 @@ class _Watch:
             return
         now, deadline = self.s.now, self.round.deadline_at
         quorum_at = self._quorum_at()
-        failed = [run for run in self.s.site_runs if self.after[run.id] in _MISSING]
+        failed = [run for run in self.s.site_runs if self.after[run.id] in NOT_DELIVERED]
         if deadline is not None and now >= deadline:
             self._give_up(live, f"It did not deliver within {duration(self.s.deadline.total_seconds())}.")
         elif self.s.stragglers == "drop" and quorum_at is not None and now >= quorum_at + self.s.grace:
@@ -291,9 +291,9 @@ class _Watch:
     def _reason(self) -> str:
         if self.store_is_silent or self.arrivals.store_is_silent:
             return STORE_SILENT
-        possible = sum(state not in _MISSING for state in self.after.values())
+        possible = sum(state not in NOT_DELIVERED for state in self.after.values())
         if possible < self.s.min_sites and not self.round.is_evaluation:
-            missing = [run.site.name for run in self.s.site_runs if self.after[run.id] in _MISSING]
+            missing = [run.site.name for run in self.s.site_runs if self.after[run.id] in NOT_DELIVERED]
             return (
                 f"{self.round.title} needs updates from {sites(self.s.min_sites)}, but only {possible} can still deliver. "
                 f"Let {' or '.join(missing)} try again, or the round fails when the others have delivered."
@@ -331,7 +331,7 @@ class _Watch:
     # --- small things -----------------------------------------------------------------------------
 
     def _is_over(self, run: SiteRunView) -> bool:
-        return self.after[run.id] in _OVER
+        return self.after[run.id] in SITE_RUN_OVER
 
     def _is_being_fetched(self, run: SiteRunView) -> bool:
         """Whether its delivery may be on the way to us: then it is not late, we are."""
@@ -354,10 +354,6 @@ class _Watch:
 def says_something_new(attempt: AttemptView, answer: Answer) -> bool:
     """Say whether an answer is worth a step of its own; others wait for the next."""
     return answer.has_delivered or answer.status.state != attempt.state
-
-
-_MISSING = frozenset({SiteRunState.FAILED, SiteRunState.REJECTED, SiteRunState.TIMED_OUT, SiteRunState.SKIPPED})
-_OVER = _MISSING | {SiteRunState.ADMITTED, SiteRunState.CANCELLED}
 
 
 def cancel_strays(s: Snapshot, tools: Tools, changes: Changes, *, patience: float = 0.0) -> list[AttemptView]:
