@@ -1,8 +1,8 @@
 """One attempt at a site: pull → work → push.
 
 The spec is fetched and its signature verified, the global model fetched and verified, the work done, the update
-put, then the log, and *last of all* the manifest: its existence is the commit. When anything fails after the spec
-was readable, a manifest still tells the portal what and why.
+put (already while the work measures it), then the log, and *last of all* the manifest: its existence is the commit.
+When anything fails after the spec was readable, a manifest still tells the portal what and why.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ from trainer.contract import (
     spec_from_json,
     verified,
 )
+from trainer.delivery import Delivery
 from trainer.failures import is_disk_full, is_out_of_memory
-from trainer.job import Fault, Member, Outcome, Report, Site
+from trainer.job import Deliver, Fault, Member, Outcome, Report, Site
 from trainer.relay import Relay
 from trainer.reporting import Log, Reporter
 from trainer.shelf import Shelf
@@ -110,7 +111,7 @@ def _site_key() -> bytes:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the work gets: the verified spec, the fetched files, the site, the run's folder, whom to tell.
+    """What the work gets: the verified spec, the fetched files, the site, the run's folder, whom to tell, how to deliver.
 
     ``subjects``: the models of each subject of an evaluation, by the subject's name."""
 
@@ -120,6 +121,7 @@ class Inputs:
     model: Path
     optimizer: Path | None
     report: Report
+    deliver: Deliver
     subjects: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
 
@@ -143,6 +145,7 @@ def train_or_evaluate(inputs: Inputs) -> Outcome:
         model=inputs.model,
         optimizer=inputs.optimizer,
         report=inputs.report,
+        deliver=inputs.deliver,
     )
 
 
@@ -253,15 +256,15 @@ def _pull_work_push(spec: JobSpec, job: Job, ledger: _Ledger, courier: Courier, 
     subjects = _fetch_subjects(spec, model, courier)
     ledger.seconds["pull"] = time.monotonic() - start
 
-    ledger.outcome = work(Inputs(spec, job.site, folder, model, optimizer, report, subjects))
+    delivery = Delivery(spec, courier, report)
+    outcome = work(Inputs(spec, job.site, folder, model, optimizer, report, delivery.begin, subjects))
+    ledger.outcome = outcome
 
     start = time.monotonic()
-    if spec.update is not None and spec.kind is Kind.TRAIN:
-        if ledger.outcome.update is None:
+    if spec.kind is Kind.TRAIN:
+        if outcome.update is None:
             raise Fault(Exit.UNEXPECTED, "The training returned no update.")
-        ledger.update = courier.put(spec.update, ledger.outcome.update, "the update")
-    if spec.optimizer_out is not None and ledger.outcome.optimizer is not None:
-        ledger.optimizer = courier.put(spec.optimizer_out, ledger.outcome.optimizer, "the optimizer's state")
+        ledger.update, ledger.optimizer = delivery.end(outcome.update, outcome.optimizer)
     ledger.seconds["push"] = time.monotonic() - start
 
 

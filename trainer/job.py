@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,6 +64,10 @@ class Report(Protocol):
     def metric(self, record: MetricRecord) -> None: ...
 
     def say(self, message: str, **facts: Any) -> None: ...
+
+
+Deliver = Callable[[Path, Path | None], None]
+"""Told the files of update and optimizer state as soon as they are final: they are sent while the work goes on."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Train the global model on the site's cases for one round. Called by the exchange between pull and push.
 
-Order: settle the machine, prepare the cases, load the model, measure it as it came, train, measure again, write the
-update. The result depends on the plan's seed, the round and the site, not on the attempt or the run before.
+Order: settle the machine, prepare the cases, load the model, measure it as it came, train, write the update and have it
+sent, measure again. The result depends on the plan's seed, the round and the site, not on the attempt or the run before.
 """
 
 from __future__ import annotations
@@ -21,11 +21,20 @@ from trainer.data import ahead, batches, seed_for
 from trainer.evaluate import lap, validate
 from trainer.failures import machine_faults
 from trainer.gather import gather, named
-from trainer.job import Fault, Outcome, Report, Site
+from trainer.job import Deliver, Fault, Outcome, Report, Site
 from trainer.machine import Machine, settle
 
 
-def train(spec: JobSpec, *, site: Site, run_dir: Path, model: Path, optimizer: Path | None, report: Report) -> Outcome:
+def train(
+    spec: JobSpec,
+    *,
+    site: Site,
+    run_dir: Path,
+    model: Path,
+    optimizer: Path | None,
+    report: Report,
+    deliver: Deliver = lambda *_: None,
+) -> Outcome:
     """Train from the global model at ``model`` and write ``update.safetensors`` into ``run_dir``.
 
     ``optimizer``: the averaged optimizer state, where the plan's treatment is *aggregate* and there is one yet.
@@ -57,6 +66,7 @@ def train(spec: JobSpec, *, site: Site, run_dir: Path, model: Path, optimizer: P
         layers.preserve(network, spec, site=site)
         kept = optimizers.preserve(stepper, network, spec, site=site, run_dir=run_dir)
         clock = lap(seconds, "train", clock)
+        deliver(update, kept)
 
         if plan.validation.local:
             validate(

@@ -33,7 +33,7 @@ TIMED = {
     "validate_incoming": "Measuring the global model",
     "train": "Training",
     "validate_local": "Measuring the local model",
-    "push": "Sending the update",
+    "push": "Waiting for the update to be sent",
 }
 """The steps of a site run (keys of the manifest's seconds) in words."""
 

@@ -30,7 +30,7 @@ from trainer.contract import (
     TrainingPlan,
     run_name,
 )
-from trainer.job import Site
+from trainer.job import Deliver, Site
 
 BRAIN_LABELS = {0: "background", 1: "edema", 2: "non-enhancing tumor", 3: "enhancing tumour"}
 BRAIN_CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")
@@ -155,6 +155,7 @@ def work(site: Site, tmp_path: Path, report: Recorder) -> Callable:
         model: Path | None = None,
         optimizer: Path | None = None,
         subjects: Mapping[str, tuple[Path, ...]] | None = None,
+        deliver: Deliver = lambda *_: None,
         **changes,
     ):
         subjects = subjects or {}
@@ -168,7 +169,8 @@ def work(site: Site, tmp_path: Path, report: Recorder) -> Callable:
                 init(plan, model)
         if spec.kind is Kind.EVALUATE:
             return evaluate(spec, site=site, model=model, subjects=subjects, report=report), run_dir
-        return train(spec, site=site, run_dir=run_dir, model=model, optimizer=optimizer, report=report), run_dir
+        told = {"report": report, "deliver": deliver}
+        return train(spec, site=site, run_dir=run_dir, model=model, optimizer=optimizer, **told), run_dir
 
     return run
 

@@ -71,6 +71,22 @@ def test_the_incoming_model_is_measured_before_it_is_changed(plan, work, report)
     assert report.values("incoming", "dice", "mean") == [*first, *first]
 
 
+@pytest.mark.parametrize("treatment", ["reset", "aggregate"])
+def test_update_and_optimizer_state_are_final_and_handed_over_before_the_local_model_is_measured(
+    plan, work, report, treatment: str
+):
+    handed = []
+
+    def deliver(update: Path, optimizer: Path | None) -> None:
+        assert not report.values("local", "dice", "mean")
+        handed.append([path and path.read_bytes() for path in (update, optimizer)])
+
+    outcome, _ = work(changed(plan, optimizer={"treatment": treatment}), deliver=deliver)
+    assert report.values("local", "dice", "mean")
+    assert handed == [[path and path.read_bytes() for path in (outcome.update, outcome.optimizer)]]
+    assert (outcome.optimizer is None) == (treatment == "reset")
+
+
 def test_the_local_model_is_not_measured_where_the_plan_says_so(plan, work, report):
     outcome, _ = work(changed(plan, validation={"local": False}))
     assert "validate_local" not in outcome.seconds
@@ -168,7 +184,7 @@ def test_a_process_forked_from_a_warm_server_trains(tmp_path: Path):
     env = os.environ | {"OMP_NUM_THREADS": "2"}
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WARM, str(tmp_path)],
-        check=True, timeout=120, env=env, cwd=Path(__file__).parents[2],
+        check=True, timeout=600, env=env, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     updates = [(tmp_path / attempt / "update.safetensors").read_bytes() for attempt in "12"]
     assert updates[0] == updates[1]
@@ -295,7 +311,7 @@ plan = TrainingPlan(task=BRAIN, network=SMALL, rounds=2, local_epochs=2, batch_s
 trainer.train.train(make_spec(plan), site=Site(base / "data", base / "other", 1), run_dir=base, model=base / "model",
                     optimizer=None, report=Recorder())
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", killed, str(tmp_path)], timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", killed, str(tmp_path)], timeout=600, check=False)
     assert done.returncode == -signal.SIGKILL
     (left,) = (tmp_path / "other/cache").iterdir()
     assert left.name.endswith(".tmp")

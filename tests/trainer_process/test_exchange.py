@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer_process.attempts import Attempt, never, reverse
-from tests.trainer_process.bench import HOUR, Bench, Ear, token_of
+from tests.trainer_process.bench import HOUR, Bench, Ear, token_of, wait_for
 from tests.trainer_process.line import Fault, Line
 from trainer.contract import (
     CaseScore,
@@ -99,6 +99,31 @@ def test_the_averaged_optimizer_state_comes_and_goes(attempt: Attempt, bench: Be
     stored = bench.manifest(ticket).optimizer
     assert stored is not None
     assert (stored.size, bench.read(ticket, "optimizer.safetensors")) == (11, b"new moments")
+
+
+def test_an_update_travels_while_the_site_still_measures(attempt: Attempt, disturbed: Bench, line: Line) -> None:
+    def work(inputs: Inputs) -> Outcome:
+        moments = inputs.folder / "optimizer.safetensors"
+        moments.write_bytes(b"moments")
+        outcome = replace(reverse(inputs), optimizer=moments)
+        assert outcome.update is not None
+        inputs.deliver(outcome.update, moments)
+        # the measuring of the local model
+        wait_for(lambda: disturbed.has(ticket, "optimizer.safetensors"), seconds=120)
+        assert disturbed.read(ticket, "update.safetensors") == disturbed.model[::-1]
+        assert not disturbed.has(ticket, "manifest.json")
+        return outcome
+
+    place = disturbed.store.open_upload("fedportal/abcd/r00001/mainz/a1/optimizer.safetensors", 20, HOUR)
+    ticket = disturbed.ticket(optimizer_out=place)
+    assert attempt(ticket, work) is Exit.OK
+    manifest = disturbed.manifest(ticket)
+    assert manifest.update is not None
+    assert manifest.optimizer is not None
+    assert manifest.update.sha256 == hashlib.sha256(disturbed.model[::-1]).hexdigest()
+    assert manifest.optimizer.sha256 == hashlib.sha256(b"moments").hexdigest()
+    put = ["update.safetensors", "optimizer.safetensors", "log.txt", "manifest.json"]
+    assert [name for verb, name, _ in line.seen if verb == "PUT"] == put
 
 
 def test_each_model_of_the_subjects_is_fetched_once(attempt: Attempt, disturbed: Bench, line: Line) -> None:

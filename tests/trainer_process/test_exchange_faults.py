@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.trainer_process.attempts import Attempt, never
-from tests.trainer_process.bench import Bench, Ear
+from tests.trainer_process.attempts import Attempt, never, reverse
+from tests.trainer_process.bench import Bench, Ear, wait_for
 from tests.trainer_process.line import Fault, Line
 from trainer.contract import (
     Exit,
@@ -156,6 +156,52 @@ def test_an_update_that_cannot_be_delivered_is_a_failure_that_is_told(
     assert attempt(ticket) is Exit.TRANSFER_FAILED
     assert disturbed.manifest(ticket).exit_code == Exit.TRANSFER_FAILED
     assert "403" in disturbed.manifest(ticket).message
+
+
+def delivering(line: Line, error: Exception | None = None) -> Callable[[Inputs], Outcome]:
+    """A work whose update is refused while it measures; then it ends, or fails."""
+
+    def work(inputs: Inputs) -> Outcome:
+        outcome = reverse(inputs)
+        assert outcome.update is not None
+        inputs.deliver(outcome.update, None)
+        wait_for(lambda: line.requests("PUT", "update.safetensors"), seconds=120)
+        if error is not None:
+            raise error
+        return outcome
+
+    return work
+
+
+def test_an_update_that_did_not_get_through_beside_the_work_is_sent_after_it(
+    attempt: Attempt, disturbed: Bench, line: Line
+) -> None:
+    line.faults = [Fault("PUT", "update.safetensors", status=403)]
+    ticket = disturbed.ticket()
+    assert attempt(ticket, delivering(line)) is Exit.OK
+    assert len(line.requests("PUT", "update.safetensors")) == 2
+    assert disturbed.manifest(ticket).update is not None
+    assert disturbed.read(ticket, "update.safetensors") == disturbed.model[::-1]
+
+
+def test_an_update_that_gets_through_neither_beside_the_work_nor_after_it_is_a_failure(
+    attempt: Attempt, disturbed: Bench, line: Line
+) -> None:
+    line.faults = [Fault("PUT", "update.safetensors", status=403, times=2)]
+    ticket = disturbed.ticket()
+    assert attempt(ticket, delivering(line)) is Exit.TRANSFER_FAILED
+    assert disturbed.manifest(ticket).update is None
+
+
+@pytest.mark.parametrize("status", [200, 403, 503], ids=["sent", "refused", "tried-again"])
+def test_a_work_that_fails_after_its_update_was_final_is_the_reason_and_waits_for_nothing(
+    attempt: Attempt, disturbed: Bench, line: Line, status: int
+) -> None:
+    line.faults = [Fault("PUT", "update.safetensors", status=status, times=1000)]
+    ticket = disturbed.ticket()
+    assert attempt(ticket, delivering(line, TrainerFault(Exit.OUT_OF_MEMORY)), patience=600) is Exit.OUT_OF_MEMORY
+    manifest = disturbed.manifest(ticket)
+    assert (manifest.exit_code, manifest.update) == (Exit.OUT_OF_MEMORY, None)
 
 
 def test_a_manifest_that_cannot_be_delivered_fails_the_run(attempt: Attempt, disturbed: Bench, line: Line) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.trainer_process.bench import HOUR, SCRIPTED, Bench, Ear, wait_for
-from trainer.contract import Exit, Fetch, Kind, LaunchTicket, Subject, case_key
+from trainer.contract import Exit, Fetch, Kind, LaunchTicket, Put, Subject, case_key
 from trainer.run import RESERVE, claim, exit_code_of, settle
 
 
@@ -140,6 +140,18 @@ def test_a_signal_ends_a_run_that_waits_for_the_store(bench: Bench, tmp_path: Pa
     wait_for(lambda: log.exists() and "trying again" in log.read_text())
     process.terminate()
     assert finished(process)[0] == Exit.CANCELLED
+
+
+@pytest.mark.store
+def test_a_signal_ends_a_run_that_measures_while_its_update_waits_for_the_store(bench: Bench, tmp_path: Path) -> None:
+    ticket = bench.ticket("measures", update=Put("http://127.0.0.1:9/b/k?X-Amz-Signature=x"))
+    process = start(ticket, tmp_path)
+    log = folder_of(ticket, tmp_path) / "log.txt"
+    wait_for(lambda: log.exists() and "the update: 127.0.0.1:9 does not answer" in log.read_text(), seconds=120)
+    process.terminate()
+    assert finished(process)[0] == Exit.CANCELLED
+    assert exit_of(ticket, tmp_path)["exit_code"] == Exit.CANCELLED
+    assert not bench.has(ticket, "manifest.json")
 
 
 @pytest.mark.store

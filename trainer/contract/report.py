@@ -140,7 +140,8 @@ class CaseScore:
 @dataclass(frozen=True)
 class Manifest:
     """Written last by an attempt; its existence is the commit. ``seconds`` has the duration of each step:
-    pull, load, validate_incoming, train, validate_local, push (wall clock). ``held_out``: pseudonyms of the site's
+    pull, load, validate_incoming, train, validate_local, push (wall clock; *push*: how long the update was waited for after
+    the rest). ``held_out``: pseudonyms of the site's
     validation cases; ``cases``: what an evaluation measured of each of them. Both empty without a key for them."""
 
     run: str
