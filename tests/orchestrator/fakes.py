@@ -140,9 +140,6 @@ class MemoryStore:
         if put.upload_id and self.uploads.pop(put.upload_id, None) != key:
             raise ObjectMissing(f"there is no upload {put.upload_id}")
 
-    def abort_upload(self, key: str, put: Put) -> None:
-        self.uploads.pop(put.upload_id, None)
-
 
 @dataclass
 class FakeSite:
