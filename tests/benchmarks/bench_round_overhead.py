@@ -1,16 +1,22 @@
 """What a federated round costs beside the sites' own work: wall time of the round minus the slowest site's own seconds.
 
-    python -m tests.benchmarks.bench_round_overhead [--rounds 20] [--model small|large] [--through-store]
+    python -m tests.benchmarks.bench_round_overhead [--rounds 20] [--model small|large] [--data smallest|laptop] [--through-store]
 
-Everything is real (object store, portal, orchestrator, warm trainer, three sites on this machine); the data are the
-smallest there are. Own work of a site is loading, validating and training, as its manifest tells; all else counts as
-overhead: publishing, starting, fetching, delivering, noticing, judging, aggregating, the database. Sites that share
-two cores with the portal slow each other down, and that is in the figures, too.
+Everything is real (object store, portal, orchestrator, warm trainer, three sites on this machine). Own work of a site
+is loading, training and measuring, as its manifest tells; all else counts as overhead: publishing, starting, fetching,
+delivering, noticing, judging, aggregating, the database. Sites that share two cores with the portal slow each other
+down, and that is in the figures, too.
+
+A site sends its update while it measures its local model (decision 0104): what of the sending that covers is no
+overhead, what it slows the measuring down is the site's own time. So the data decide: *smallest* (2 cases to train on
+and 1 to measure, 16³ voxels) leaves nearly all of the sending to be seen, *laptop* (8 and 4, 40³) is the reference
+experiment. The wall time of the round is printed beside.
 
 The floor is what a bare script needs to put the same objects into the same store, in the same run: three updates at
-once, then the global model. Nobody starts before a model lies there (decision 0097), so no round can cost less. Sites
-on the portal's machine read over the shelf (decisions 0060, 0096); with ``--through-store`` weights cannot be linked,
-the sites' folders lie on another file system, and round and floor read them back from the store.
+once, then the global model. Nobody starts before a model lies there (decision 0097), so no round can cost less than the
+second of the two. Sites on the portal's machine read over the shelf (decisions 0060, 0096); with ``--through-store``
+weights cannot be linked, the sites' folders lie on another file system, and round and floor read them back from the
+store.
 """
 
 from __future__ import annotations
@@ -25,10 +31,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from tests.stage import SITES, Stage, temporary_folder
+from trainer.transfer import Courier
+
+HOUR = timedelta(hours=1)
 
 MODELS = {
     "small": {
@@ -47,6 +57,11 @@ MODELS = {
     },
 }
 """123 thousand parameters, the laptop preset's network, and 19 million."""
+DATA = {
+    "smallest": {"size": 16, "train": 2, "validation": 1},
+    "laptop": {"size": 40, "train": 8, "validation": 4},
+}
+"""Voxels along an edge, and cases at each site."""
 PARTS = ("open", "publish", "dispatch", "wait", "collect", "aggregate")
 EXPLAINED = {
     "open": "choose the sites, put their jobs",
@@ -63,6 +78,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=3, help="local epochs: how long the sites work")
     parser.add_argument("--model", choices=MODELS, action="append")
+    parser.add_argument("--data", choices=DATA, default="smallest", help="what the sites work on")
     parser.add_argument(
         "--through-store", action="store_true", help="let sites and portal read weights from the store alone"
     )
@@ -77,7 +93,7 @@ def main() -> None:
     try:
         with Stage(folder, settings=options.settings) as stage:
             stage.start("store")
-            stage.set_up()
+            stage.set_up(**DATA[options.data])
             stage.start("trainer", "portal", "orchestrator")
             for name in options.model or MODELS:
                 found[name] = measure(stage, name, options.rounds, options.epochs, reads=options.through_store)
@@ -111,13 +127,15 @@ def measure(stage: Stage, name: str, rounds: int, epochs: int, *, reads: bool) -
     overhead = [row.timings["overhead"] for row in steady]
     say(f"  overhead                 {spread(overhead)}   (first round: {first.timings['overhead']:.3f} s)")
     least = floor(stage, model.size, reads=reads)
-    say(f"  floor: the store alone   {spread(least)}")
+    say(f"  floor: the store alone   {spread([updates + model for updates, model in least])}")
+    say(f"    three updates          {spread([updates for updates, _ in least])}")
+    say(f"    the global model       {spread([model for _, model in least])}")
     say(f"  round                    {spread([row.timings['total'] for row in steady])}")
     say(f"  slowest site's own work  {spread([row.timings['slowest_site'] for row in steady])}")
     say("  the portal's time, by part:")
     for part, values in parts.items():
         say(f"    {part:<22} {spread(values)}   {EXPLAINED[part]}")
-    say("  at the slowest site, beside its own work:")
+    say("  at the slowest site, its own work and what it waited for:")
     for part, values in sites.items():
         say(f"    {part:<22} {spread(values)}")
     return {
@@ -130,8 +148,9 @@ def measure(stage: Stage, name: str, rounds: int, epochs: int, *, reads: bool) -
     }
 
 
-def floor(stage: Stage, size: int, *, reads: bool, times: int = 5) -> list[float]:
-    """Return the seconds in which a bare script moves the objects of a round: nothing trained, judged or merged.
+def floor(stage: Stage, size: int, *, reads: bool, times: int = 5) -> list[tuple[float, float]]:
+    """Return the seconds in which a bare script moves the objects of a round: the updates, then the global model.
+    Nothing is trained, judged or merged.
 
     ``reads``: each site also reads the global model before, and each update is read back.
     """
@@ -148,20 +167,24 @@ def floor(stage: Stage, size: int, *, reads: bool, times: int = 5) -> list[float
             start = time.monotonic()
             if reads:
                 at_all_sites(lambda site: store.get_file("fedportal/floor/model", stage.folder / site))
-            at_all_sites(lambda site, n=number: store.put_file(f"fedportal/floor/r{n}/{site}", content, sha256=sha256))
+            places = {site: store.open_upload(f"fedportal/floor/r{number}/{site}", size, HOUR) for site in SITES}
+            at_all_sites(lambda site, places=places: Courier().put(places[site], content, "the update"))
             if reads:
                 at_all_sites(lambda site, n=number: store.get_file(f"fedportal/floor/r{n}/{site}", stage.folder / site))
+            middle = time.monotonic()
             store.put_file(f"fedportal/floor/r{number}/model", content, sha256=sha256)
-            found.append(time.monotonic() - start)
+            found.append((middle - start, time.monotonic() - middle))
     store.delete_prefix("fedportal/floor")
     return found
 
 
 def _at_sites(rounds: Sequence[Any]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {"pull": [], "push": []}
+    from fedportal.orchestrator.steps.closing import OWN_WORK
+
+    found: dict[str, list[float]] = {part: [] for part in ("pull", *OWN_WORK, "push")}
     for row in rounds:
         runs = list(row.site_runs.all())
-        slowest = max(runs, key=lambda run: sum(run.seconds.get(k, 0) for k in ("load", "validate_incoming", "train")))
+        slowest = max(runs, key=lambda run: sum(run.seconds.get(part, 0.0) for part in OWN_WORK))
         for part in found:
             found[part].append(slowest.seconds.get(part, 0.0))
     return found
