@@ -50,14 +50,24 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Letterbox:
+    """Where a site leaves one document for the portal: a presigned ``address`` to put it to, and what lies there now
+    (``None``: nothing)."""
+
+    address: str = field(repr=False)
+    read: Callable[[], bytes | None]
+
+
+@dataclass(frozen=True)
 class SiteContext:
     """What a connector may know of the portal and of its site beside its own configuration.
 
     ``portal_url``: where the site reaches the portal. ``trainer_socket``: the portal's own warm trainer, for sites on
     the portal's machine; ``shelf``: the folder where they and it leave objects for each other. ``key``: the site's key.
     ``probe`` puts a small object into the object store and returns presigned addresses to ``get`` it and to ``put`` it
-    back, for a check. ``queue``: the portal's jobs for a site that polls. ``keep(name, secret)`` stores a secret that
-    the site has renewed. Only the orchestrator hands the last three out.
+    back, for a check; ``letterbox`` returns where the check's report is left by a site whose logs cannot be read.
+    ``queue``: the portal's jobs for a site that polls. ``keep(name, secret)`` stores a secret that the site has renewed.
+    Only the orchestrator hands the last four out.
     """
 
     slug: str
@@ -66,6 +76,7 @@ class SiteContext:
     shelf: str = ""
     key: bytes = field(default=b"", repr=False)
     probe: Callable[[], Mapping[str, str]] | None = None
+    letterbox: Callable[[], Letterbox] | None = None
     queue: JobQueue | None = None
     keep: Callable[[str, str], None] | None = None
 

@@ -1,59 +1,36 @@
 """Reach a Kaapana through its one public door, HTTPS 443, with a token of its Keycloak.
 
-Kaapana names the runs that it starts and lets nobody else do so. The portal's own name of a run travels in the conf, and
-a run is found by it: in memory, or among the newest runs of the workflow in Airflow's own interface. So a launch looks
-before it starts, and once more after an answer that was lost. Where Airflow's own interface does not open, a run that
-this process has not started itself cannot be found; it is then lost, and the orchestrator makes a new attempt.
+Behind the door are two ways to start runs. The workflow interface in front of its Airflow shows runs and their logs
+while they go on, and lets only administrators through (``kaapana_airflow``). Kaapana's backend starts workflows for the
+members of a project, and shows no logs (``kaapana_workflows``). An operator chooses when the site is registered.
 """
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from fedportal.connectors.base import CheckReport, LogChunk, RunState, RunStatus
-from fedportal.connectors.errors import SiteError, SiteMisbehaved, SiteRefused, SiteUnreachable
+from fedportal.connectors.base import CheckReport, LogChunk, RunStatus
 from fedportal.connectors.fields import Configured, SiteContext, Unfit
 from fedportal.connectors.http import Http
+from fedportal.connectors.kaapana_airflow import AirflowRuns
 from fedportal.connectors.kaapana_api import KaapanaApi
-from fedportal.connectors.kaapana_check import KaapanaCheck, trainer_lines
+from fedportal.connectors.kaapana_backend import KaapanaBackend
+from fedportal.connectors.kaapana_check import AirflowCheck, KaapanaCheck, WorkflowCheck
 from fedportal.connectors.kaapana_fields import FIELDS
+from fedportal.connectors.kaapana_workflows import WorkflowRuns
 from fedportal.connectors.oidc import Credentials, DeviceLogin, Grant, Provider, Token
-from trainer.contract import EXPLANATIONS, Exit, LaunchTicket
-
-TRAIN, CHECK = "fp-train", "fp-check"
-TASK = "train"
-CANCELLED_NOTE = "cancelled by the portal"
-LOOKS = (0.5, 2.0, 4.0)
-"""Seconds between the looks for a run whose launch was not answered."""
-GRACE = 15.0
-"""Seconds that cancelling waits for the end of the run's tasks."""
-ENDED = ("Task exited with return code", "terminated with exit code", "Marking task as", "state change")
-"""What Airflow writes at the end of a task's log."""
-LOG_CHUNK = 256 * 1024
-
-_OVER = frozenset({"success", "failed"})
-_NOT_BEGUN = frozenset({"", "none", "scheduled", "queued"})
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a run ended by its trainer's own words, where its log could be read."""
-
-    exit_code: int | None = None
-    message: str = ""
+from trainer.contract import LaunchTicket
 
 
 class KaapanaConnector(Configured):
     """A Kaapana that the portal can reach.
 
-    ``sleep`` and ``clock`` are what tests replace.
+    ``by_workflow``: runs are workflows of the project, not runs of its Airflow. ``sleep`` and ``clock`` are what tests
+    replace.
     """
 
     TITLE = "Kaapana, reached by the portal"
@@ -70,6 +47,7 @@ class KaapanaConnector(Configured):
         *,
         project: str = "admin",
         by_path: bool = False,
+        by_workflow: bool = False,
         realm: str = "auth/realms/kaapana",
         audience: str = "kaapana",
         ca_certificate: str = "",
@@ -83,12 +61,14 @@ class KaapanaConnector(Configured):
         self.provider = Provider(self.http, realm, credentials, audience=audience, kept=kept)
         self.api = KaapanaApi(self.http, self.provider, project=project, by_path=by_path)
         self.site = site or SiteContext("")
+        self.backend = KaapanaBackend(self.api)
         self._sleep, self._clock = sleep, clock
-        self._lock = threading.Lock()
-        self._ids: dict[str, str] = {}
-        self._endings: dict[str, RunStatus] = {}
-        self._cancelled: set[str] = set()
-        self._begun: set[str] = set()
+        self._by_workflow = by_workflow
+        self._runs: AirflowRuns | WorkflowRuns = (
+            WorkflowRuns(self.backend, sleep=sleep, clock=clock)
+            if by_workflow
+            else AirflowRuns(self.api, sleep=sleep, clock=clock)
+        )
 
     @classmethod
     def clean_config(cls, config: Mapping[str, Any], secrets: Mapping[str, str]) -> dict[str, Any]:
@@ -122,6 +102,7 @@ class KaapanaConnector(Configured):
             credentials,
             project=str(config.get("project") or "admin"),
             by_path=str(config.get("generation") or "0.6") != "0.6",
+            by_workflow=config.get("control") == "workflow",
             realm=str(config.get("realm") or "auth/realms/kaapana"),
             audience=str(config.get("audience") or "kaapana"),
             ca_certificate=str(config.get("ca_certificate") or ""),
@@ -143,104 +124,25 @@ class KaapanaConnector(Configured):
     # --- runs ----------------------------------------------------------------------------------------
 
     def launch(self, ticket: LaunchTicket) -> bool:
-        if self._find(ticket.run) is not None:
-            return False
-        has_session = self.api.has_session()
-        if has_session and self.api.is_paused(TRAIN):
-            raise SiteRefused(f"The workflow {TRAIN} is paused at the site.", remedy="Switch it on in its Airflow.")
-        conf = self._conf(ticket)
-        before = set() if has_session else set(self.api.run_ids(TRAIN))
-        try:
-            run_id = self.api.trigger(TRAIN, conf)
-        except (SiteUnreachable, SiteMisbehaved) as error:
-            # It may have started all the same: look before anybody starts it a second time.
-            run_id = self._look_again(ticket.run, before, error)
-        with self._lock:
-            self._ids[ticket.run] = run_id
-        return True
+        return self._runs.launch(ticket.run, partial(self._conf, ticket))
 
     def poll(self, run: str) -> RunStatus:
-        if (ended := self._endings.get(run)) is not None:
-            return ended
-        run_id = self._find(run)
-        state = None if run_id is None else self.api.run_state(TRAIN, run_id)
-        if run_id is None or state is None:
-            with self._lock:
-                self._ids.pop(run, None)
-            return RunStatus(
-                RunState.LOST, message="The site no longer knows this run: it was deleted, or never began."
-            )
-        if state not in _OVER:
-            return self._under_way(run_id, state)
-        status = self._ended(run, run_id, state)
-        with self._lock:
-            self._endings[run] = status
-        return status
+        return self._runs.poll(run)
 
     def cancel(self, run: str) -> None:
-        run_id = self._find(run)
-        if run_id is None:
-            return
-        state = self.api.run_state(TRAIN, run_id)
-        if state is None or state in _OVER:
-            return
-        with self._lock:
-            self._cancelled.add(run)
-        if self.api.has_session():
-            self.api.set_note(TRAIN, run_id, CANCELLED_NOTE)
-        try:
-            self.api.abort(TRAIN, run_id)
-        except SiteUnreachable:
-            # Kaapana's abort breaks off when no task has begun yet, after it has skipped them all.
-            if any(task == "running" for task in self.api.task_states(TRAIN, run_id).values()):
-                raise
-        self._wait_until_gone(run_id)
+        self._runs.cancel(run)
 
     def logs(self, run: str, *, offset: int = 0) -> LogChunk:
-        run_id = self._find(run)
-        if run_id is None or not self.api.has_session():
-            return LogChunk("", offset)
-        data = "".join(f"{line}\n" for line in self._words(run_id)).encode()[offset:]
-        if len(data) > LOG_CHUNK:
-            data = data[: data.rfind(b"\n", 0, LOG_CHUNK) + 1 or LOG_CHUNK]  # whole lines, if one fits
-        return LogChunk(data.decode(errors="replace"), offset + len(data))
+        return self._runs.logs(run, offset=offset)
 
     def check(self) -> CheckReport:
-        return KaapanaCheck(
-            self.http, self.provider, self.api, site=self.site, sleep=self._sleep, clock=self._clock
-        ).report()
-
-    # --- how a run is found --------------------------------------------------------------------------
-
-    def _find(self, run: str) -> str | None:
-        """Return the site's id of a run, ``None`` where the site does not have it."""
-        if (known := self._ids.get(run)) is not None:
-            return known
-        if not self.api.has_session():
-            return None
-        for candidate in self.api.newest_runs(TRAIN):
-            name = _run_of(candidate.conf)
-            if name:
-                with self._lock:
-                    self._ids.setdefault(name, candidate.run_id)
-            if name == run:
-                return candidate.run_id
-        return None
-
-    def _look_again(self, run: str, before: set[str], error: SiteError) -> str:
-        for pause in LOOKS:
-            self._sleep(pause)
-            try:
-                if self.api.has_session():
-                    found = self._find(run)
-                else:
-                    fresh = [run_id for run_id in self.api.run_ids(TRAIN) if run_id not in before]
-                    found = fresh[0] if len(fresh) == 1 else None
-            except SiteUnreachable:
-                continue
-            if found is not None:
-                return found
-        raise error
+        options: dict[str, Any] = {"site": self.site, "sleep": self._sleep, "clock": self._clock}
+        check: KaapanaCheck = (
+            WorkflowCheck(self.http, self.provider, self.api, backend=self.backend, **options)
+            if self._by_workflow
+            else AirflowCheck(self.http, self.provider, self.api, **options)
+        )
+        return check.report()
 
     def _conf(self, ticket: LaunchTicket) -> dict[str, Any]:
         """Return what the run is told. Kaapana writes a conf into logs: no key is in it, and no credential."""
@@ -249,95 +151,7 @@ class KaapanaConnector(Configured):
             "workflow_form": {"username": "fedportal"},
             "fedportal": {"run": ticket.run, "spec_url": ticket.spec_url, "dataset": ticket.dataset},
         }
-        if ticket.dataset:
-            # Empty for a dataset that was laid into the site's folder and never was a dataset of Kaapana's.
-            conf["data_form"] = {"dataset_name": ticket.dataset, "identifiers": self.api.series_of(ticket.dataset)}
+        # None for a dataset that was laid into the site's folder and never was a dataset of Kaapana's.
+        if ticket.dataset and (series := self.api.series_of(ticket.dataset)):
+            conf["data_form"] = {"dataset_name": ticket.dataset, "identifiers": series}
         return conf
-
-    # --- how a run ended -----------------------------------------------------------------------------
-
-    def _under_way(self, run_id: str, state: str) -> RunStatus:
-        if state == "running":
-            # Airflow calls a run running before a pod of it has begun. Asking for tasks costs the site a look at all of
-            # its DAG files, so what has begun is remembered.
-            if run_id not in self._begun and any(task not in _NOT_BEGUN for task in self._tasks(run_id).values()):
-                self._begun.add(run_id)
-            return RunStatus(RunState.RUNNING if run_id in self._begun else RunState.WAITING)
-        if self.api.has_session() and self.api.is_paused(TRAIN):
-            return RunStatus(
-                RunState.WAITING, message=f"The workflow {TRAIN} is paused at the site: switch it on there."
-            )
-        return RunStatus(RunState.WAITING, message="The site has queued it.")
-
-    def _ended(self, run: str, run_id: str, state: str) -> RunStatus:
-        tasks = self._tasks(run_id)
-        ending = self._ending(run_id, tasks)
-        if ending.exit_code == Exit.OK:
-            return RunStatus(RunState.SUCCEEDED, exit_code=0, message=ending.message)
-        if ending.exit_code == Exit.CANCELLED or self._was_cancelled(run, run_id):
-            message = EXPLANATIONS[Exit.CANCELLED]
-            return RunStatus(RunState.CANCELLED, exit_code=int(Exit.CANCELLED), message=message)
-        if state == "success" and tasks.get(TASK) == "skipped":
-            return RunStatus(RunState.CANCELLED, message="Its tasks were skipped at the site.")
-        if state == "success":
-            return RunStatus(RunState.SUCCEEDED, exit_code=ending.exit_code, message=ending.message)
-        failed = sorted(task for task, how in tasks.items() if how == "failed")
-        where = f"The task {', '.join(failed)} failed at the site. " if failed and failed != [TASK] else ""
-        return RunStatus(
-            RunState.FAILED,
-            exit_code=ending.exit_code,
-            message=where + (ending.message or "The run ended without a word; the site's log of its pod says more."),
-        )
-
-    def _was_cancelled(self, run: str, run_id: str) -> bool:
-        if run in self._cancelled:
-            return True
-        found = self.api.run_with_note(TRAIN, run_id) if self.api.has_session() else None
-        return found is not None and found.note == CANCELLED_NOTE
-
-    def _ending(self, run_id: str, tasks: Mapping[str, str]) -> Ending:
-        if not self.api.has_session():
-            return Ending()
-        task = TASK if tasks.get(TASK) in _OVER else next((t for t, how in tasks.items() if how == "failed"), "")
-        if not task:
-            return Ending()
-        code, message = None, ""
-        for entry in trainer_lines(self.api.log(TRAIN, run_id, task)):
-            if isinstance(entry.get("exit_code"), int):
-                code = int(str(entry["exit_code"]))
-                if entry.get("level") == "error":
-                    message = str(entry.get("message") or "")
-        return Ending(code, message or ("" if code is None else _explained(code)))
-
-    def _wait_until_gone(self, run_id: str) -> None:
-        """Return once the site has said that the task's process is gone; it says so in the log only."""
-        end = self._clock() + GRACE
-        while self._clock() < end:
-            tasks = self._tasks(run_id)
-            active = [task for task, how in tasks.items() if how in ("running", "queued", "scheduled")]
-            if not active and self.api.run_state(TRAIN, run_id) in (*_OVER, None):
-                if not self.api.has_session() or tasks.get(TASK) in ("skipped", "upstream_failed", "", None):
-                    return
-                if any(word in self.api.log(TRAIN, run_id, TASK) for word in ENDED):
-                    return
-            self._sleep(0.5)
-
-    def _tasks(self, run_id: str) -> dict[str, str]:
-        return self.api.task_states(TRAIN, run_id)
-
-    def _words(self, run_id: str) -> Iterator[str]:
-        """Yield the trainer's own lines of the log. What Kaapana writes around them may name things of the hospital."""
-        for entry in trainer_lines(self.api.log(TRAIN, run_id, TASK)):
-            yield json.dumps(entry, ensure_ascii=False)
-
-
-def _run_of(conf: Mapping[str, Any]) -> str:
-    job = conf.get("fedportal")
-    return str(job.get("run") or "") if isinstance(job, dict) else ""
-
-
-def _explained(code: int) -> str:
-    try:
-        return EXPLANATIONS[Exit(code)]
-    except ValueError:
-        return f"The trainer ended with exit code {code}."

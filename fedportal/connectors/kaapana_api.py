@@ -30,6 +30,8 @@ MAX_RUNS = 64 * 1024 * 1024
 """Bytes of one page of runs: each comes with its conf."""
 PAGE, PAGES = 25, 4
 DENIED = frozenset({401, 403})
+VERSIONS = "Compare the version of Kaapana with those that docs/kaapana.md names."
+ADMIN = "Give its account the realm role “admin”."
 ASK_AGAIN = 600.0
 """Seconds after which a site that did not open Airflow's own interface is asked again."""
 
@@ -73,21 +75,17 @@ class KaapanaApi:
 
     def trigger(self, dag: str, conf: Mapping[str, Any]) -> str:
         """Start a run and return the id that the site gives it. After :class:`SiteUnreachable` it may have started."""
-        if len(json.dumps(conf).encode()) > MAX_CONF:
-            raise SiteRefused(
-                "The list of the dataset's series is larger than Kaapana can hand to a run (1 MiB).",
-                remedy="Split the dataset; about 15,000 series fit.",
-            )
+        require_fit(conf)
         answer = self.ask("POST", f"{BLUEPRINT}/trigger/{_part(dag)}", json={"conf": dict(conf)})
         if answer.status == 404:
             raise SiteRefused(
                 f"The workflow {dag} is not installed.", remedy="Install the extension fp-train-workflow."
             )
-        _need(answer, f"start {dag}")
+        need(answer, f"start {dag}")
         try:
             run_id = answer.json()["message"][1]["run_id"]
         except (KeyError, IndexError, TypeError) as error:
-            raise SiteMisbehaved("Kaapana does not say which run it has started.", remedy=_VERSIONS) from error
+            raise SiteMisbehaved("Kaapana does not say which run it has started.", remedy=VERSIONS) from error
         return _checked(run_id)
 
     def run_state(self, dag: str, run_id: str) -> str | None:
@@ -95,7 +93,7 @@ class KaapanaApi:
         answer = self.ask("GET", f"{BLUEPRINT}/dagdetails/{_part(dag)}/{_part(run_id)}")
         if answer.status in (400, 404):
             return None
-        _need(answer, "ask for a run")
+        need(answer, "ask for a run")
         return str(answer.fields().get("state") or "")
 
     def run_ids(self, dag: str) -> list[str]:
@@ -105,7 +103,7 @@ class KaapanaApi:
             raise SiteRefused(
                 f"The workflow {dag} is not installed.", remedy="Install the extension fp-train-workflow."
             )
-        _need(answer, "list runs")
+        need(answer, "list runs")
         return [str(run_id) for run_id in answer.fields().get("run_ids") or ()]
 
     def task_states(self, dag: str, run_id: str) -> dict[str, str]:
@@ -113,7 +111,7 @@ class KaapanaApi:
         answer = self.ask(
             "POST", f"{BLUEPRINT}/get_dagrun_tasks/{_part(dag)}/{_part(run_id)}", json={}, repeatable=True
         )
-        _need(answer, "list a run's tasks")
+        need(answer, "list a run's tasks")
         states: dict[str, str] = {}
         for task, facts in answer.fields().items():
             if isinstance(facts, dict):
@@ -121,14 +119,14 @@ class KaapanaApi:
         return states
 
     def abort(self, dag: str, run_id: str) -> None:
-        _need(
+        need(
             self.ask("POST", f"{BLUEPRINT}/abort/{_part(dag)}/{_part(run_id)}", json={}, repeatable=True), "abort a run"
         )
 
     def dags(self) -> dict[str, dict[str, Any]]:
         """Return what the site says of its DAGs, by id. Slow: it parses all of them."""
         answer = self.ask("GET", f"{BLUEPRINT}/getdags", params={"active_only": "true"}, max_bytes=MAX_RUNS)
-        _need(answer, "list workflows")
+        need(answer, "list workflows")
         return {str(dag): facts for dag, facts in answer.fields().items() if isinstance(facts, dict)}
 
     # --- runs, by Airflow's own interface ------------------------------------------------------------
@@ -196,7 +194,7 @@ class KaapanaApi:
             self._sign_in()  # a session ends earlier than a process
             answer = self.ask(method, f"{AIRFLOW}/{path}", **options)
         if not (missing and answer.status == 404):
-            _need(answer, "use Airflow's own interface")
+            need(answer, "use Airflow's own interface")
         return answer
 
     def _sign_in(self) -> None:
@@ -217,14 +215,14 @@ class KaapanaApi:
                 raise SiteRefused(
                     f"There is no project {self._project_name}.", remedy="Correct the name; Kaapana's own is “admin”."
                 )
-            _need(answer, "read the project")
+            need(answer, "read the project")
             form = answer.fields()
             try:
                 self._project = Project(str(form["id"]), str(form["name"]), form)
             except KeyError as error:
-                raise SiteMisbehaved(f"The project lacks {error}.", remedy=_VERSIONS) from error
+                raise SiteMisbehaved(f"The project lacks {error}.", remedy=VERSIONS) from error
             if not form.get("kubernetes_namespace"):
-                raise SiteMisbehaved("The project names no namespace for its runs.", remedy=_VERSIONS)
+                raise SiteMisbehaved("The project names no namespace for its runs.", remedy=VERSIONS)
         return self._project
 
     def series_of(self, dataset: str) -> list[str]:
@@ -232,7 +230,7 @@ class KaapanaApi:
         answer = self.ask("GET", f"{BACKEND}/client/dataset", params={"name": dataset}, in_project=True)
         if answer.status in (404, 422):
             return []
-        _need(answer, "read the dataset")
+        need(answer, "read the dataset", remedy="Make the portal's account a member of the project.")
         document = answer.json()
         found = document.get("identifiers") if isinstance(document, dict) else None
         return [str(uid) for uid in found] if isinstance(found, list) else []
@@ -272,7 +270,13 @@ class KaapanaApi:
         return path, {"Cookie": f"{jar}; Project={value}" if jar else f"Project={value}"}
 
 
-_VERSIONS = "Compare the version of Kaapana with those that docs/kaapana.md names."
+def require_fit(conf: Mapping[str, Any]) -> None:
+    """Raise :class:`SiteRefused` for a conf that is too large for Kaapana's pods."""
+    if len(json.dumps(conf).encode()) > MAX_CONF:
+        raise SiteRefused(
+            "The list of the dataset's series is larger than Kaapana can hand to a run (1 MiB).",
+            remedy="Split the dataset; about 15,000 series fit.",
+        )
 
 
 def _part(text: str) -> str:
@@ -281,7 +285,7 @@ def _part(text: str) -> str:
 
 def _checked(run_id: Any) -> str:
     if not isinstance(run_id, str) or not _RUN_ID.match(run_id):
-        raise SiteMisbehaved("Kaapana gives its run an id that makes no sense.", remedy=_VERSIONS)
+        raise SiteMisbehaved("Kaapana gives its run an id that makes no sense.", remedy=VERSIONS)
     return run_id
 
 
@@ -295,11 +299,10 @@ def _dag_run(row: Mapping[str, Any]) -> DagRun:
     )
 
 
-def _need(answer: Answer, act: str) -> None:
+def need(answer: Answer, act: str, *, remedy: str = ADMIN) -> None:
+    """Raise what an answer that is no success means. ``remedy``: for an account that may not do this."""
     if answer.ok:
         return
     if answer.status in DENIED:
-        raise SiteRefused(
-            f"The portal may not {act} ({answer.status}).", remedy="Give its account the realm role “admin”."
-        )
-    raise SiteMisbehaved(f"Kaapana does not {act} ({answer.status}).", remedy=_VERSIONS)
+        raise SiteRefused(f"The portal may not {act} ({answer.status}).", remedy=remedy)
+    raise SiteMisbehaved(f"Kaapana does not {act} ({answer.status}).", remedy=VERSIONS)

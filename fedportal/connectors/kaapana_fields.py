@@ -20,6 +20,19 @@ FIELDS = (
         default="0.6",
         choices=(("0.6", "0.6 or older"), ("0.7", "0.7 or newer")),
     ),
+    Field(
+        "control",
+        "Control",
+        "How runs are started. Through its Airflow the portal reads logs while a run goes on, and its account needs the "
+        "realm role “admin”. As workflows of the project, its account need only be a member of the project; the log of a "
+        "run comes with its end.",
+        kind="choice",
+        default="airflow",
+        choices=(
+            ("airflow", "through its Airflow (realm role admin)"),
+            ("workflow", "as workflows of the project (a member of it)"),
+        ),
+    ),
     Field("project", "Project", "The project whose datasets take part.", default="admin"),
     Field(
         "grant",

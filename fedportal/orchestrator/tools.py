@@ -15,7 +15,8 @@ from fedportal.aggregation.process import AggregationProcess
 from fedportal.connectors import registry
 from fedportal.connectors.base import Connector
 from fedportal.connectors.breaker import Breaker, Contact, Guarded
-from fedportal.connectors.fields import SiteContext
+from fedportal.connectors.errors import ObjectMissing
+from fedportal.connectors.fields import Letterbox, SiteContext
 from fedportal.connectors.objectstore import ObjectStore
 from fedportal.connectors.trainer_process import TrainerProcess
 from fedportal.orchestrator.errands import Errands, Pace
@@ -29,6 +30,7 @@ from trainer.contract import ROOT, canonical_json
 AGGREGATION_TIMEOUT = 1800.0
 PROBE_BYTES = 1024 * 1024
 PROBE_TIME = timedelta(minutes=10)
+MAX_REPORT = 4 * 1024 * 1024
 
 
 class Connectors:
@@ -64,6 +66,7 @@ class Connectors:
             site_context(site.slug),
             queue=SiteQueue(site.slug),
             probe=partial(_probe, self._store, site.slug),
+            letterbox=partial(_letterbox, self._store, site.slug),
             keep=partial(keep_secret, site.slug),
         )
 
@@ -73,6 +76,18 @@ def _probe(store: ObjectStore, slug: str) -> dict[str, str]:
     key = f"{ROOT}/checks/{slug}"
     store.put_bytes(key, bytes(PROBE_BYTES))
     return {"get": store.presign_get(key, PROBE_TIME), "put": store.presign_put(key, PROBE_TIME)}
+
+
+def _letterbox(store: ObjectStore, slug: str) -> Letterbox:
+    key = f"{ROOT}/checks/{slug}/report.json"
+
+    def read() -> bytes | None:
+        try:
+            return store.get_bytes(key, max_bytes=MAX_REPORT)
+        except ObjectMissing:
+            return None
+
+    return Letterbox(store.presign_put(key, PROBE_TIME), read)
 
 
 def from_settings() -> Tools:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import nibabel
+import numpy as np
 import pytest
 
 from fedportal.connectors.fields import SiteContext
@@ -56,7 +58,8 @@ def kaapana(running_double: KaapanaDouble) -> Iterator[KaapanaDouble]:
     yield running_double
     fresh = Door()
     running_double.door.faults, running_double.door.keycloak = fresh.faults, fresh.keycloak
-    running_double.door.datasets.clear()
+    running_double.door.backend.forget()
+    running_double.door.requests.clear()
     fresh.close()
     running_double.clear()
 
@@ -65,3 +68,23 @@ def kaapana(running_double: KaapanaDouble) -> Iterator[KaapanaDouble]:
 def bench(object_store: ObjectStore, ear: Ear) -> Bench:
     """The portal's part of some attempts of an experiment of the test's own: the double remembers those before."""
     return Bench(object_store, metrics_url=ear.url, experiment=secrets.token_hex(3))
+
+
+@pytest.fixture
+def pacs(kaapana: KaapanaDouble) -> Callable[[int], list[str]]:
+    """Put series into the double's archive as Kaapana's operators would leave them, and return their identifiers."""
+
+    def fill(count: int) -> list[str]:
+        random = np.random.default_rng(7)
+        uids = [f"1.2.826.{number}" for number in range(count)]
+        for uid in uids:
+            folder = kaapana.pacs / uid
+            for name in ("get-input", "get-ref-series-ct", "dcm-converter-ct", "mask2nifti"):
+                (folder / name).mkdir(parents=True)
+            image = nibabel.Nifti1Image(random.normal(size=(8, 9, 10)).astype(np.float32), np.eye(4))
+            nibabel.save(image, folder / "dcm-converter-ct" / f"{uid}.99.nii.gz")
+            mask = nibabel.Nifti1Image((random.random((8, 9, 10)) > 0.5).astype(np.uint8), np.eye(4))
+            nibabel.save(mask, folder / "mask2nifti" / "seg--7--Edema.nii.gz")
+        return uids
+
+    return fill

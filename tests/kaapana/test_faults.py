@@ -7,8 +7,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-import nibabel
-import numpy as np
 import pytest
 
 from fedportal.connectors.base import RunState
@@ -230,26 +228,6 @@ def test_curves_come_by_the_log_where_a_pod_cannot_reach_the_portal(
 
 
 # --- data ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def pacs(kaapana: KaapanaDouble) -> Callable[[int], list[str]]:
-    """Put series into the double's archive as Kaapana's operators would leave them, and return their identifiers."""
-
-    def fill(count: int) -> list[str]:
-        random = np.random.default_rng(7)
-        uids = [f"1.2.826.{number}" for number in range(count)]
-        for uid in uids:
-            folder = kaapana.pacs / uid
-            for name in ("get-input", "get-ref-series-ct", "dcm-converter-ct", "mask2nifti"):
-                (folder / name).mkdir(parents=True)
-            image = nibabel.Nifti1Image(random.normal(size=(8, 9, 10)).astype(np.float32), np.eye(4))
-            nibabel.save(image, folder / "dcm-converter-ct" / f"{uid}.99.nii.gz")
-            mask = nibabel.Nifti1Image((random.random((8, 9, 10)) > 0.5).astype(np.uint8), np.eye(4))
-            nibabel.save(mask, folder / "mask2nifti" / "seg--7--Edema.nii.gz")
-        return uids
-
-    return fill
 
 
 def described(kaapana: KaapanaDouble, name: str) -> dict:

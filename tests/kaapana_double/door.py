@@ -16,6 +16,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
@@ -27,6 +28,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
+
+from tests.kaapana_double.backend import Backend
 
 REALM = "/auth/realms/kaapana"
 LOGIN_PAGE = b"<!doctype html><html><title>Sign in to kaapana</title><form></form></html>"
@@ -41,6 +44,8 @@ class Keycloak:
     client_secret: str = "client-secret"
     users: dict[str, str] = field(default_factory=lambda: {"portal": "pass-word"})
     roles: list[str] = field(default_factory=lambda: ["admin", "user"])
+    rights: list[str] = field(default_factory=list)
+    """Claim of the projects whose backend the account may use: ``all_<id of the project>``."""
     audience: list[str] = field(default_factory=lambda: ["kaapana", "account"])
     lives: float = 3600.0
     offers_device: bool = True
@@ -55,7 +60,7 @@ class Keycloak:
 
 @dataclass
 class Faults:
-    """What goes wrong. Each acts on requests whose path has ``where`` in it, ``times`` times."""
+    """What goes wrong. Each acts on requests whose ``<path> <method>`` has ``where`` in it, ``times`` times."""
 
     login_answer: str = "redirect"
     """How a bad token is answered: ``redirect`` (302) or ``page`` (HTML with 200)."""
@@ -69,9 +74,9 @@ class Faults:
     def add(self, kind: str, where: str, times: int = 1) -> None:
         self.plans.append((kind, where, times))
 
-    def take(self, path: str) -> str:
+    def take(self, request: str) -> str:
         for number, (kind, where, times) in enumerate(self.plans):
-            if where in path and times > 0:
+            if where in request and times > 0:
                 self.plans[number] = (kind, where, times - 1)
                 return kind
         return ""
@@ -80,8 +85,8 @@ class Faults:
 class Door:
     """``airflow``: host and port of the server behind ``/flow``. ``by_path``: projects as from 0.7 on."""
 
-    def __init__(self, airflow: tuple[str, int] = ("127.0.0.1", 9), *, by_path: bool = False, tls: Path | None = None):
-        self.airflow, self.by_path = airflow, by_path
+    def __init__(self, airflow: tuple[str, int] | None = None, *, by_path: bool = False, tls: Path | None = None):
+        self.airflow, self.by_path = airflow or ("127.0.0.1", 9), by_path
         self.keycloak, self.faults = Keycloak(), Faults()
         self.project = {
             "id": "5f6f2c30-6b56-4a43-8d5f-6a1d0ac7f5a1",
@@ -92,9 +97,9 @@ class Door:
             "kubernetes_namespace": "project-admin",
             "opensearch_index": "project_admin",
         }
-        self.datasets: dict[str, list[str]] = {}
+        self.backend = Backend(self.project, airflow)
         self.requests: list[str] = []
-        self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self._key = _key("realm")
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.port = self._server.server_port
@@ -107,6 +112,14 @@ class Door:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    @property
+    def datasets(self) -> dict[str, list[str]]:
+        return self.backend.datasets
+
+    def admit_members_only(self) -> None:
+        """Let the portal's account be a member of the project and nothing more."""
+        self.keycloak.roles, self.keycloak.rights = ["user"], [f"all_{self.project['id']}"]
 
     @property
     def issuer(self) -> str:
@@ -124,6 +137,7 @@ class Door:
             "iat": self.now(),
             "preferred_username": "portal",
             "realm_access": {"roles": k.roles},
+            "kaapana.ai/backend": k.rights,
             **claims,
         }
         head = _b64(json.dumps({"alg": "RS256", "typ": "JWT", "kid": "1"}).encode())
@@ -173,7 +187,8 @@ def _handler(door: Door) -> type[BaseHTTPRequestHandler]:
             self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = urlsplit(self.path).path
             door.requests.append(f"{self.command} {path}")
-            fault = door.faults.take(path)
+            fault = door.faults.take(f"{path} {self.command}")
+            self.lost = False
             if fault == "cut":
                 return self.cut()
             if fault.startswith("slow-"):
@@ -188,7 +203,7 @@ def _handler(door: Door) -> type[BaseHTTPRequestHandler]:
                 return self.login()
             self.behind(path, claims)
 
-        do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
+        do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
         def behind(self, path: str, claims: dict[str, Any]) -> None:
             if path.startswith("/flow/"):
@@ -205,11 +220,12 @@ def _handler(door: Door) -> type[BaseHTTPRequestHandler]:
             inner = self.in_project(path)
             if isinstance(inner, int):
                 return self.say(inner, b"Internal Server Error" if inner == 500 else b"{}", "text/plain")
-            if inner == "/kaapana-backend/client/dataset":
-                name = parse_qs(urlsplit(self.path).query).get("name", [""])[0]
-                if name not in door.datasets:
-                    return self.json(404, {"detail": "Dataset not found"})
-                return self.json(200, {"name": name, "username": "kaapana", "identifiers": door.datasets[name]})
+            if inner.startswith("/kaapana-backend/"):
+                is_admin = "admin" in claims["realm_access"]["roles"]
+                if not is_admin and f"all_{door.project['id']}" not in claims["kaapana.ai/backend"]:
+                    return self.say(403, b"Forbidden", "text/plain")
+                query, user = urlsplit(self.path).query, claims["preferred_username"]
+                return self.json(*door.backend.answer(self.command, inner, query, self.body, user, is_admin=is_admin))
             self.say(404, b"<html>404</html>", "text/html")
 
         def in_project(self, path: str) -> str | int:
@@ -315,6 +331,8 @@ def _handler(door: Door) -> type[BaseHTTPRequestHandler]:
             self.say(status, json.dumps(value).encode(), "application/json")
 
         def say(self, status: int, body: bytes, kind: str) -> None:
+            if self.lost:
+                return self.cut()
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.finish_with(body)
@@ -337,8 +355,14 @@ def _handler(door: Door) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+@cache
+def _key(_whose: str) -> rsa.RSAPrivateKey:
+    """Make a key once: that takes longer than many a test."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
 def _certificates(key: rsa.RSAPrivateKey) -> tuple[str, bytes]:
-    authority_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    authority_key = _key("authority")
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Hospital CA")])
     now = datetime.now(UTC)
 
