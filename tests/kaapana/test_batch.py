@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
@@ -12,9 +13,12 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from tests.kaapana.conftest import SITE_KEY
+from tests.trainer_process.bench import Bench
 from trainer.cases import read_dataset
 from trainer.contract import Exit
-from trainer.job import Fault
+from trainer.exchange import Inputs
+from trainer.job import Fault, Outcome
 from trainer.kaapana.__main__ import SKIP, main
 from trainer.kaapana.batch import DESCRIPTION, Folders, build, digest_of, is_prepared, labels_of, read_batch
 
@@ -237,6 +241,24 @@ def test_a_training_that_somebody_starts_by_hand_ends_with_a_word(pod, capsys: p
     entry = json.loads(capsys.readouterr().out)
     assert entry["exit_code"] == Exit.BAD_JOB
     assert "not by hand" in entry["message"]
+
+
+@pytest.mark.store
+def test_a_dataset_in_which_kaapana_finds_no_case_fails_with_a_word(
+    pod, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(_: Inputs) -> Outcome:
+        raise AssertionError("there is nothing to train on")
+
+    ticket = bench.ticket("liver")
+    # as Kaapana's own steps leave it: each ended with 126, so those after it were skipped, and there is no batch
+    job = {"run": ticket.run, "spec_url": html.escape(ticket.spec_url), "dataset": "liver"}
+    pod({"fedportal": job, "data_form": {"dataset_name": "liver", "identifiers": ["1.2"]}})
+    monkeypatch.setenv("FEDPORTAL_SITE_KEY", SITE_KEY.hex())
+    assert main(["train"], work=work) == Exit.NO_CASES
+    manifest = bench.manifest(ticket)
+    assert manifest.exit_code == Exit.NO_CASES
+    assert "no image with a segmentation" in manifest.message
 
 
 def test_a_header_is_what_the_tests_think(tmp_path: Path) -> None:

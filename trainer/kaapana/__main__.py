@@ -163,6 +163,9 @@ class Pod:
     def _convert(self, inputs: Inputs) -> float:
         """Make the dataset that the job names of the batch, if the pods before have fetched one; return the seconds."""
         if not any(self._batch.glob("*")):
+            if not self.is_prepared():
+                # A step of Kaapana's that finds nothing to do exits with 126, and all that follow it are skipped.
+                raise Fault(Exit.NO_CASES, "Kaapana found no image with a segmentation among its series.")
             return 0.0
         start = time.monotonic()
         task = inputs.spec.plan.task
