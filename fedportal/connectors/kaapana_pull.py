@@ -69,7 +69,6 @@ class KaapanaPullConnector(Configured):
             "project",
             "Project",
             "The site's project as its /aii/projects/<name> shows it (JSON): Kaapana's operators need it in every run.",
-            required=False,
             placeholder='{"id": "…", "name": "admin", "s3_bucket": "project-admin", …}',
         ),
         Field("portal_token", "Token of the portal", "What the site shows when it polls.", kind="secret", issued=True),

@@ -60,7 +60,8 @@ def test_a_second_site_of_the_same_instance_name_is_refused(operator):
     other = json.dumps({**COPIED, "instance_name": "ulm.example"})
     register(operator, name="Ulm", slug="ulm", definition=other)
     assert Site.objects.filter(slug="ulm").exists()
-    operator.post(reverse("sites:edit", args=["mainz"]), {"name": "Mainz", "definition": json.dumps(COPIED)})
+    values = {"name": "Mainz", "definition": json.dumps(COPIED), "project": json.dumps(PROJECT)}
+    operator.post(reverse("sites:edit", args=["mainz"]), values)
     assert Site.objects.get(slug="mainz").config["instance_name"] == "mainz.example", "it may keep its own"
 
 
@@ -81,6 +82,7 @@ def test_neither_token_is_stored_in_the_open_or_shown(operator):
         {"definition": "{}"},
         {"definition": json.dumps({**COPIED, "instance_name": "two words"})},
         {"definition": json.dumps({**COPIED, "fernet_key": "short"})},
+        {"project": ""},
         {"project": "no json"},
         {"project": '{"name": "admin"}'},
     ],

@@ -25,9 +25,11 @@ COPIED = {
     "ssl_check": True,
 }
 """What “copy definition” of a Kaapana gives."""
+PROJECT = json.dumps({"id": "5f6f2c30", "name": "admin", "kubernetes_namespace": "project-admin"})
 KAAPANA = {
     "base_url": "https://kaapana.mainz.example",
     "generation": "0.6",
+    "control": "workflow",
     "project": "admin",
     "grant": "client",
     "client_id": "fedportal",
@@ -40,7 +42,7 @@ TYPED = {
     "local": {"data_root": "/srv/data", "work_dir": "/srv/work", "threads": "1"},
     "airflow": {"url": "https://airflow.mainz.example/base", "user": "portal", "password": "pass-4711"},
     "kaapana": KAAPANA,
-    "kaapana-pull": {"definition": json.dumps(COPIED), "dag": "fp-train"},
+    "kaapana-pull": {"definition": json.dumps(COPIED), "project": PROJECT, "dag": "fp-train"},
 }
 
 
@@ -92,8 +94,9 @@ def test_definitions_are_exchanged_in_kaapanas_own_form(settings):
     assert set(ours) == set(COPIED)
     assert (ours["host"], ours["port"]) == ("portal.example", 443)
     assert ours["token"] not in (COPIED["token"], "")
+    definition = json.dumps({**COPIED, "instance_name": "kaapana-ulm"})
     other = site_form("kaapana-pull")(
-        {"name": "Ulm", "slug": "ulm", "definition": json.dumps({**COPIED, "instance_name": "kaapana-ulm"}), "dag": "x"}
+        {"name": "Ulm", "slug": "ulm", "definition": definition, "project": PROJECT, "dag": "x"}
     )
     assert other.is_valid(), other.errors
     assert handout_of(other.store())["token"] != ours["token"]
