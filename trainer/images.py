@@ -6,7 +6,6 @@ deviation 1 over its voxels that are not zero. What is wrong with a file is told
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +20,10 @@ from torch import Tensor
 
 from trainer.cases import Case, case_name
 from trainer.contract import Exit
-from trainer.headers import UNREADABLE
+from trainer.headers import UNREADABLE, read_image
 from trainer.job import Fault
 
 AXES = "RAS"
-NIFTI2 = ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
-"""First bytes of a NIfTI-2 file, its header's size; NIfTI-1 has 348."""
 AXIS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
@@ -146,12 +143,7 @@ def _label(case: Case, recipe: Recipe) -> MetaTensor:
 def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, nibabel.Nifti1Header]:
     """Return values float32, affine 4×4 and header of a NIfTI file."""
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            # all of it: nibabel stops before the checksum and would take damaged voxels for values
-            data = gzip.decompress(data)
-        kind = nibabel.Nifti2Image if data[:4] in NIFTI2 else nibabel.Nifti1Image
-        file = kind.from_bytes(data)
+        file = read_image(path)
         values = np.asarray(file.get_fdata(dtype=np.float32, caching="unchanged"))
         return values, np.asarray(file.affine), file.header
     except FileNotFoundError as error:
