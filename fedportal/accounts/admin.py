@@ -2,17 +2,30 @@
 
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as StockUserAdmin
+from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.models import Group
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from knox.models import AuthToken
 
 from fedportal.accounts.models import User
+from fedportal.ui.permissions import OPERATORS_ONLY, require
 
 admin.site.unregister(Group)  # roles say what people may do; a second way would only confuse
 admin.site.unregister(AuthToken)  # knox's admin creates tokens for others and shows the digests
 admin.site.site_header = "fedportal"
 admin.site.site_title = "fedportal"
 admin.site.index_title = "Administration"
+_stock_sign_in = admin.site.login
+
+
+@login_not_required
+def sign_in(request: HttpRequest, extra_context: dict | None = None) -> HttpResponse:
+    """The stock page, but not for those who are signed in and no operator: they are told that, as on every page."""
+    require(request.user.is_anonymous or admin.site.has_permission(request), OPERATORS_ONLY)
+    return _stock_sign_in(request, extra_context)
+
+
+admin.site.login = sign_in
 
 
 @admin.register(User)

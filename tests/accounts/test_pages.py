@@ -244,6 +244,22 @@ def test_an_operator_sees_whose_tokens_exist_and_revokes_them(client):
     assert call(secret).status_code == 401
 
 
+@pytest.mark.parametrize("person", [ada, stella, audrey])
+def test_the_admin_says_to_others_that_it_is_for_operators(client, person):
+    client.force_login(person())
+    answer = client.get("/admin/", follow=True)
+    assert answer.status_code == 403
+    assert "Only operators of the portal may do this." in answer.content.decode()
+
+
+def test_a_stranger_signs_in_to_the_admin(client):
+    otto()
+    address = client.get("/admin/").url
+    assert client.get(address).status_code == 200
+    answer = client.post(address, {"username": "otto", "password": PASSWORD})
+    assert (answer.status_code, answer.url) == (302, "/admin/")
+
+
 def test_the_admin_wears_the_portals_colours(client):
     client.force_login(otto())
     shown = client.get("/admin/").content.decode()
