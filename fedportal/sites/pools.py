@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from django.utils import timezone
+from django.utils.text import Truncator
 
 from fedportal.sites.models import ConnectorKind, Dataset, Site
 from trainer.contract import POOL_DATASET
@@ -61,10 +62,9 @@ def _pool(datasets: Sequence[Dataset]) -> Dataset:
         "threads": first.site.config.get("threads", 1),
         "pool": members,
     }
-    names = ", ".join(str(dataset.site) for dataset in datasets)
     values = {"connector": ConnectorKind.LOCAL, "config": config, "is_pool": True, "check_due_at": timezone.now()}
     site, _ = Site.objects.update_or_create(
-        slug=slug, defaults=values, create_defaults={**values, "name": f"Pool {slug[5:]} of {names}"[:120]}
+        slug=slug, defaults=values, create_defaults={**values, "name": _name(datasets, slug)}
     )
     # The check finds it, too; but a baseline needs the row before anybody has looked.
     dataset, _ = Dataset.objects.get_or_create(
@@ -81,3 +81,9 @@ def _pool(datasets: Sequence[Dataset]) -> Dataset:
         },
     )
     return dataset
+
+
+def _name(datasets: Sequence[Dataset], slug: str) -> str:
+    """Return “Pool of Mainz, Ulm”; where that is taken, by a pool of other datasets there, with the pool's own letters."""
+    name = Truncator("Pool of " + ", ".join(str(dataset.site) for dataset in datasets)).chars(100)
+    return f"{name} ({slug})" if Site.objects.filter(name=name).exists() else name

@@ -192,6 +192,7 @@ def test_a_pool_reads_the_folders_of_its_members_and_is_no_hospital(main, ada):
         for part in parts
     ]
     assert pool.config["pool"] == members
+    assert pool.name == "Pool of " + ", ".join(part.site.name for part in parts)
     assert not any(pool.config["work_dir"].startswith(member["data_root"]) for member in members)
     assert len(pool.slug) <= 15
     assert pool not in Site.objects.hospitals()
