@@ -85,7 +85,7 @@ class Site(models.Model):
                 "Lower-case letters, digits and hyphens, a letter first; at most 15.",
             )
         ],
-        help_text="Short name in run names and object keys; it cannot change later.",
+        help_text="What the site is called in addresses, file names and logs; it cannot change later.",
     )
     name = models.CharField(max_length=120, unique=True, help_text="The hospital's name as people say it.")
     city = models.CharField(max_length=120, blank=True)

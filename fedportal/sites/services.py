@@ -100,7 +100,7 @@ def update(
     with nothing of the old one's secrets. Raises :class:`SiteBusy` when it takes part in something meanwhile.
     """
     if "slug" in fields and fields["slug"] != site.slug:
-        raise DomainError("The short name of a site cannot change: run names and object keys are made of it.")
+        raise DomainError("The short name of a site cannot change: the names of its runs and files are made of it.")
     values = dict(fields)
     if values.get("connector", site.connector) != site.connector:
         if site.is_busy:
