@@ -1,6 +1,7 @@
 """All addresses of the portal."""
 
 from django.contrib import admin
+from django.contrib.auth.decorators import login_required
 from django.urls import include, path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
@@ -21,7 +22,7 @@ urlpatterns = [
     path("kaapana-remote/remote/", include("fedportal.relay.urls", namespace="relay-sync")),
     path("api/", RedirectView.as_view(pattern_name="api-docs"), name="api-root"),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
-    path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="api-docs"),
+    path("api/docs/", login_required(SpectacularSwaggerSplitView.as_view(url_name="schema")), name="api-docs"),
 ]
 handler400 = "fedportal.ui.views.bad_request"
 handler403 = "fedportal.ui.views.forbidden"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import logging
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.auth.backends import ModelBackend
-from django.core.cache import cache
+from django.db.models import F
 from django.http import HttpRequest
+from django.utils import timezone
 from drf_spectacular.contrib.knox_auth_token import KnoxTokenScheme
 from knox.auth import TokenAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 
-from fedportal.accounts.models import User
+from fedportal.accounts.models import User, WrongPasswords
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ MOST_HERE, MOST_OF_ACCOUNT, MOST_OF_ADDRESS = 10, 50, 100
 class PatientBackend(ModelBackend):
     """Django's passwords, until too many were wrong. Then even the right one is refused, without a look at it.
 
-    It counts in the cache: in Django's default one, each process of the portal for itself.
+    It counts in the database, for all processes of the portal together (docs/decisions/0106).
     """
 
     def authenticate(
@@ -38,25 +41,33 @@ class PatientBackend(ModelBackend):
         if person is None:
             _count(request, username)
         else:
-            cache.delete_many(list(_limits(request, username))[:-1])  # not what the address did to other accounts
+            own = list(_limits(request, username))[:-1]  # not what the address did to other accounts
+            WrongPasswords.objects.filter(name__in=own).delete()
         return person
 
 
 def is_paused(request: HttpRequest | None, username: str | None) -> bool:
     """Say whether nobody signs in to this account from there at the moment."""
     limits = _limits(request, username)
-    return any(count >= limits[name] for name, count in cache.get_many(limits).items())
+    recent = WrongPasswords.objects.filter(name__in=limits, since__gt=_forgotten())
+    return any(count >= limits[name] for name, count in recent.values_list("name", "count"))
 
 
 def _count(request: HttpRequest | None, username: str | None) -> None:
-    for name, most in _limits(request, username).items():
-        cache.add(name, 0, PAUSE)
-        try:
-            count = cache.incr(name)
-        except ValueError:  # it has just grown old
-            continue
-        if count == most:
+    limits = _limits(request, username)
+    WrongPasswords.objects.filter(since__lte=_forgotten()).delete()
+    WrongPasswords.objects.bulk_create([WrongPasswords(name=name) for name in limits], ignore_conflicts=True)
+    for name in limits:  # one by one: two guesses at once would lock each other's rows
+        WrongPasswords.objects.filter(name=name).update(count=F("count") + 1)
+    counts = dict(WrongPasswords.objects.filter(name__in=limits).values_list("name", "count"))
+    for name, most in limits.items():
+        if counts.get(name) == most:
             logger.warning("%d wrong passwords, the last from %s: sign-in is paused", most, _address(request))
+
+
+def _forgotten() -> datetime:
+    """Return the time before which whatever began is over."""
+    return timezone.now() - timedelta(seconds=PAUSE)
 
 
 def _limits(request: HttpRequest | None, username: str | None) -> dict[str, int]:
@@ -70,12 +81,20 @@ def _limits(request: HttpRequest | None, username: str | None) -> dict[str, int]
 
 
 def _name(*parts: str) -> str:
-    """Return the name of a counter: caches take no name that is long or has odd letters."""
-    return "sign-in:" + hashlib.sha256("\0".join(parts).encode(errors="replace")).hexdigest()
+    """Return the name of a counter: of one length, and nobody reads from it who was guessed at."""
+    return hashlib.sha256("\0".join(parts).encode(errors="replace")).hexdigest()
 
 
 def _address(request: HttpRequest | None) -> str:
-    return request.META.get("REMOTE_ADDR", "") if request is not None else ""
+    """Return where a request comes from; of IPv6 the network, since everybody there has addresses without end."""
+    text = request.META.get("REMOTE_ADDR", "") if request is not None else ""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return text
+    if address.version == 4:
+        return text
+    return str(address.ipv4_mapped or ipaddress.ip_network((int(address) >> 64 << 64, 64)))
 
 
 class PortalTokenAuthentication(TokenAuthentication):

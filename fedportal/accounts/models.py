@@ -2,6 +2,7 @@
 
 from django.contrib.auth.models import AbstractUser
 from django.db import models
+from django.utils import timezone
 
 
 class Role(models.TextChoices):
@@ -37,3 +38,20 @@ class User(AbstractUser):
 
     def __str__(self) -> str:
         return self.get_full_name() or self.username
+
+
+class WrongPasswords(models.Model):
+    """How many passwords were wrong since the first of them: of an account, from an address, or both.
+
+    ``name`` is a digest of which. Rows are forgotten after a while (``accounts/authentication.py``).
+    """
+
+    name = models.CharField(max_length=64, primary_key=True)
+    count = models.PositiveIntegerField(default=0)
+    since = models.DateTimeField(default=timezone.now, db_index=True)
+
+    class Meta:
+        verbose_name_plural = "wrong passwords"
+
+    def __str__(self) -> str:
+        return f"{self.count} since {self.since:%H:%M}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
 import pytest
-from django.core.cache import cache
+from django.db import connection
 from django.test import Client
+from django.utils import timezone
 from rest_framework.test import APIClient
 
-from fedportal.accounts import authentication
 from fedportal.accounts.authentication import MOST_HERE, MOST_OF_ACCOUNT, MOST_OF_ADDRESS, PAUSE
+from fedportal.accounts.models import WrongPasswords
 from tests.factories import PASSWORD, ada, eve, otto
 
 pytestmark = pytest.mark.django_db
@@ -17,9 +21,7 @@ HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
 
 @pytest.fixture(autouse=True)
 def people():
-    cache.clear()
-    yield ada(), eve(), otto()
-    cache.clear()
+    return ada(), eve(), otto()
 
 
 def sign_in(username="ada", password=PASSWORD, *, address=HERE, door="/accounts/login/"):
@@ -80,10 +82,36 @@ def test_the_admins_door_is_no_other_way_in():
     assert (refused.status_code, "_auth_user_id" in refused.client.session) == (200, False)
 
 
-def test_the_pause_ends(monkeypatch):
-    monkeypatch.setattr(authentication, "PAUSE", 0)
-    guess(2 * MOST_HERE)
+def test_the_pause_ends_and_nothing_is_left_of_it():
+    guess(MOST_HERE)
+    begun = timezone.now() - timedelta(seconds=PAUSE)
+    WrongPasswords.objects.update(since=begun)
     assert sign_in().status_code == 302
+    guess(1, "eve")
+    assert not WrongPasswords.objects.filter(since__lte=begun).exists()
+
+
+def test_a_network_of_ipv6_is_one_address():
+    for number in range(MOST_HERE):
+        guess(1, address=f"2001:db8::{number:x}")
+    assert sign_in(address="2001:db8::beef").status_code == 429
+    assert sign_in(address="2001:db8:0:1::1").status_code == 302
+
+
+@pytest.mark.django_db(transaction=True)
+def test_processes_of_the_portal_count_together():
+    """Guesses at the same moment, each over a connection of its own, as those of several processes are."""
+
+    def guess_once(_: int) -> None:
+        try:
+            sign_in("ada", "wrong")
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(guess_once, range(MOST_HERE - 1)))
+    assert set(WrongPasswords.objects.values_list("count", flat=True)) == {MOST_HERE - 1}
+    assert guess(1).status_code == 429
 
 
 def test_whoever_is_signed_in_stays_so():
