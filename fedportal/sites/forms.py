@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from django import forms
@@ -194,8 +193,3 @@ class CopiesForm(forms.ModelForm):
     def store(self, *, by: User) -> Dataset:
         services.set_copies(self.instance, self.cleaned_data["copy_of"], by=by)
         return self.instance
-
-
-def clashing(names: Iterable[str]) -> set[str]:
-    """Return the names that a connector's fields must not have, because the site's own fields have them."""
-    return {*SiteForm.Meta.fields, "connector"} & set(names)
