@@ -37,6 +37,8 @@ MOST_CASES = 10**7
 """Cases that a site trains on or measures, at most: the portal's sums are exact up to there."""
 LARGEST = 3.5e38
 """No trainer's number is larger (float32): with larger ones a mean over the sites would overflow."""
+ROUNDING = 1e-6
+"""So much more than 1 may a Dice be: it is a quotient of float32 sums."""
 MAX_PARTS = 10_000
 """Parts that an object comes in, at most (S3)."""
 
@@ -96,7 +98,7 @@ def _is_measured(name: str, value: object) -> bool:
     """Say whether a number can have been measured: a Dice is a share, a distance is not negative."""
     if value is None:
         return True
-    least, most = {"dice": (0.0, 1.0), "hd95": (0.0, LARGEST)}.get(name, (-LARGEST, LARGEST))
+    least, most = {"dice": (0.0, 1.0 + ROUNDING), "hd95": (0.0, LARGEST)}.get(name, (-LARGEST, LARGEST))
     return is_number(value) and least <= value <= most  # type: ignore[operator]
 
 
