@@ -201,6 +201,15 @@ def test_a_page_before_the_first_round_says_what_comes(client, ada):
     assert "Waiting for the first measurement" in text
 
 
+def test_a_page_that_ended_before_the_first_round_promises_none(client, ada):
+    experiment = scenes.make_running(ada)
+    scenes.change(experiment, state=ExperimentState.CANCELLED, ended_at=timezone.now())
+    text = page(client, ada, "experiment", experiment.key).content.decode()
+    assert "It ended before its first round began." in text
+    assert "It ended before its first round was done." in text
+    assert "It ended before its first round was done." in page(client, ada, "models", experiment.key).content.decode()
+
+
 def test_the_matrix_has_a_line_per_round_and_leads_to_the_reason(client, running, ada):
     text = page(client, ada, "experiment", running.key).content.decode()
     for number in range(1, 5):
