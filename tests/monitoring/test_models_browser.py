@@ -23,6 +23,7 @@ def session(live_server, transactional_db) -> str:
     """All rows are written before the browser's loop starts. Round 1 has a bundle, 2 is asked for, 3 has failed."""
     experiment = scenes.make_running(factories.ada(), rounds=4)
     experiment.viewers.add(factories.make_user("grace", first_name="Grace", last_name="Hopper"))
+    experiment.viewers.add(factories.make_user("g" * 150))  # one word, as wide as several phones
     made = [scenes.make_model(experiment, number, dice=0.1 * number) for number in range(5)]
     Artefact.objects.create(model=made[1], kind="bundle", key="k", sha256="c" * 64, size=9)
     Artefact.objects.create(model=made[1], kind="recipe", key="r", sha256="c" * 64, size=9)
