@@ -113,7 +113,7 @@ def measure(stage: Stage, name: str, rounds: int, epochs: int, *, reads: bool) -
         "network": MODELS[name],
         "optimizer": {"treatment": "reset"},
     }
-    experiment = stage.wait_for_end(stage.experiment(plan=plan, title=f"Overhead, {name}"), timeout=60 * rounds)
+    experiment = stage.wait_for_end(stage.experiment(plan=plan, title=f"Overhead, {name}"), timeout=300 * rounds)
     if experiment.state != "completed":
         raise RuntimeError(f"{experiment.reason}\n{stage.journal(experiment)}")
     # The first round also makes the initial model and reads the images from their files; it is shown apart.

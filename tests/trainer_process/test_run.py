@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -101,6 +102,23 @@ def test_a_scheduler_may_repeat_its_own_failed_task(bench: Bench, tmp_path: Path
     assert mended.run == failing.run
     assert finished(start(mended, tmp_path))[0] == 0
     assert exit_of(mended, tmp_path)["exit_code"] == 0
+
+
+@pytest.mark.store
+def test_a_run_that_was_killed_while_it_measured_begins_anew(bench: Bench, tmp_path: Path) -> None:
+    killed = bench.ticket("measures")
+    process = start(killed, tmp_path)
+    wait_for(lambda: bench.has(killed, "update.safetensors"), seconds=120)
+    process.kill()
+    assert finished(process)[0] == -signal.SIGKILL
+    assert bench.read(killed, "update.safetensors") == bench.model
+    assert not bench.has(killed, "manifest.json")
+    again = bench.ticket("quick")
+    assert finished(start(again, tmp_path))[0] == Exit.OK
+    update, stored = bench.read(again, "update.safetensors"), bench.manifest(again).update
+    assert update == bench.model[::-1]
+    assert stored is not None
+    assert stored.sha256 == hashlib.sha256(update).hexdigest()
 
 
 @pytest.mark.store
