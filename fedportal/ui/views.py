@@ -37,7 +37,7 @@ def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpR
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:  # noqa: ARG001  Django logs the reason
     """Answer a form without a valid CSRF token."""
     text = "This form had grown old, or the browser sends no cookies. Go back, reload the page and try again."
-    return render(request, "errors/403.html", {"text": text}, status=403)
+    return render(request, "errors/403.html", {"title": "The form was not sent", "text": text}, status=403)
 
 
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:  # noqa: ARG001
