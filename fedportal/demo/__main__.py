@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fedportal.connectors.errors import StoreError
+from fedportal.connectors.local import LocalConnector
 from fedportal.demo.airflow_server import USER, AirflowServer
 from fedportal.demo.airflow_sites import AirflowSites
 from fedportal.demo.processes import Processes
@@ -158,7 +159,9 @@ def run(options, state, values, environment, processes, airflow, say) -> int:
 
 
 def remove(state: DemoState) -> int:
-    """End what outlives a killed demo, and delete the folder."""
+    """End what outlives the demo, trainings too, and delete the folder."""
+    for run in state.folder.glob("work/*/runs/*"):
+        LocalConnector(data_root=state.hospitals, work_dir=run.parents[1]).cancel(run.name)
     state.trainer.stop_server()
     state.weed.kill()
     shutil.rmtree(state.folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 
 from fedportal.connectors.trainer_process import ROOT
 from fedportal.connectors.weed import Weed
-from fedportal.demo.__main__ import greet
+from fedportal.demo.__main__ import greet, remove
 from fedportal.demo.airflow_server import AirflowServer
+from fedportal.demo.state import DemoState
 from tests.trainer_process.bench import wait_for
 
 pytestmark = pytest.mark.store
@@ -49,6 +51,22 @@ def test_the_greeting_leads_to_the_portal_and_to_the_hospitals_pages(
     assert "http://127.0.0.1:8000/experiments/k7mw2xq9/" in told
     assert "researcher   rose" in told
     assert f"linden       http://127.0.0.1:4321   {server.password}" in told
+
+
+def test_removing_the_demo_ends_a_training_that_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "work/linden/runs/fp-k7mw2xq9-r1-linden-a1"
+    run.mkdir(parents=True)
+    script = "import fcntl, time; lock = open('lock', 'w'); fcntl.flock(lock, fcntl.LOCK_EX); print(flush=True); time.sleep(9999)"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=run, stdout=subprocess.PIPE, start_new_session=True) as training:
+        try:
+            training.stdout.readline()
+            (run / "pid").write_text(str(training.pid))
+            assert remove(DemoState(tmp_path)) == 0
+            assert training.wait(60) == -signal.SIGTERM
+        finally:
+            training.kill()
+    assert not tmp_path.exists()
 
 
 def running(folder: Path) -> list[str]:
