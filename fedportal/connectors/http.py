@@ -244,10 +244,6 @@ def why_refused(url: str) -> str:
     return ""
 
 
-def host_allowed(url: str) -> bool:
-    return not why_refused(url)
-
-
 class Forbidden(Exception):
     """A name led to an address that no site has."""
 
