@@ -113,7 +113,7 @@ class Weed:
         if self.pid is None:
             self._spawn()
         starts = 1
-        store = self.store(timeout=10)
+        store = self.store(timeout=2)
         end = time.monotonic() + timeout
         while True:
             if self.pid is None:

@@ -259,7 +259,7 @@ def test_a_port_that_is_taken_is_said_with_the_servers_words(tmp_path: Path) -> 
         taken.listen()
         server = Weed(tmp_path / "weed", port=taken.getsockname()[1], dies_with_parent=True)
         with pytest.raises(StoreError, match=r"weed has ended: \S"):
-            server.start(timeout=20)
+            server.start(timeout=300)
 
 
 def test_stores_that_start_at_once_take_no_port_from_each_other(tmp_path: Path) -> None:
