@@ -50,6 +50,13 @@ def test_what_nobody_can_store_or_repeat_is_refused(data, why):
         read_json(data)
 
 
+@pytest.mark.parametrize("part", [b",[]", b",{}"])
+def test_parts_without_end_are_not_even_parsed(part):
+    """A few megabytes of them would take some hundred to hold."""
+    with pytest.raises(ContractError, match="too many lists and objects"):
+        read_json(b"[0" + part * 500_000 + b"]")
+
+
 def test_a_signature_does_not_make_a_text_of_what_is_none():
     with pytest.raises(ContractError):
         verified(signed({"message": "\0"}, KEY), KEY)

@@ -46,10 +46,16 @@ def is_number(value: object) -> bool:
         return False
 
 
+MOST_PARTS = 500_000
+"""Lists and objects in a document, at most: 32 MiB of empty ones would take 800 MiB to hold."""
+
+
 def read_json(data: bytes, *, nan: bool = False) -> Any:
     """Parse JSON from somebody else. Raises :class:`ContractError` for what is none, and for what no database keeps and
-    no answer can repeat: NaN, NUL, halves of surrogate pairs, nesting without end, numbers of thousands of digits. ``nan``: let
-    NaN and infinity pass, for a reader who can name the place."""
+    no answer can repeat: NaN, NUL, halves of surrogate pairs, nesting without end, numbers of thousands of digits, parts
+    without end. ``nan``: let NaN and infinity pass, for a reader who can name the place."""
+    if data.count(b"[") + data.count(b"{") > MOST_PARTS:
+        raise ContractError("it has too many lists and objects")
     try:
         text = data.decode()  # json.loads would guess UTF-16, too
         document = json.loads(text, parse_constant=float if nan else _no_constant)
