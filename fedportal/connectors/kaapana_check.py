@@ -28,7 +28,7 @@ LOOK_AGAIN = 1.0
 SKEW = 30.0
 """Seconds that the site's clock may differ before its proxy takes our tokens for ended ones."""
 INSTALL = "Install the extension fp-train-workflow at the site; docs/kaapana.md says how."
-OFFER_SOFTWARE = "Install the extension fp-train-workflow at the site, and add both to the software of the project."
+ADD_SOFTWARE = "Install the extension fp-train-workflow at the site, and add both to the software of the project."
 COMPLETE = "Give the extension the site's key, or install that of the portal's version; docs/kaapana.md says how."
 
 
@@ -189,7 +189,7 @@ class WorkflowCheck(KaapanaCheck):
         return f"The account may use the workflows of the project, at {self._backend.instance()}."
 
     def _workflows(self) -> str:
-        _require(self._backend.dags(), install=OFFER_SOFTWARE)
+        _require(self._backend.dags(), install=ADD_SOFTWARE)
         return f"{', '.join(DAGS)} are in the project's software."
 
     def _trainer(self) -> str:
