@@ -201,6 +201,11 @@ def test_a_page_before_the_first_round_says_what_comes(client, ada):
     assert "Waiting for the first measurement" in text
 
 
+def test_a_draft_without_a_name_can_be_opened_from_the_dashboard(client, ada):
+    factories.make_experiment(ada, sites=0, title="")
+    assert ">Unnamed draft</a>" in page(client, ada, "dashboard").content.decode()
+
+
 def test_a_page_that_ended_before_the_first_round_promises_none(client, ada):
     experiment = scenes.make_running(ada)
     scenes.change(experiment, state=ExperimentState.CANCELLED, ended_at=timezone.now())
