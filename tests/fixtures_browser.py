@@ -5,8 +5,11 @@ import os
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from django.conf import settings
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
+PATIENCE = 120_000
+"""Milliseconds for what a browser waits for on a busy machine."""
+expect.set_options(timeout=PATIENCE)
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
@@ -24,6 +27,7 @@ def open_page(live_server, session, monkeypatch):
             )
             if signed_in:
                 context.add_cookies([{"name": settings.SESSION_COOKIE_NAME, "value": session, "url": live_server.url}])
+            context.set_default_timeout(PATIENCE)
             page = context.new_page()
             page.complaints = []
             page.on("pageerror", lambda error: page.complaints.append(str(error)))

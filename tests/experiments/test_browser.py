@@ -86,9 +86,7 @@ def test_a_refusal_stands_at_the_strategy_with_its_reason(open_page, draft):
     page = open_page(f"/experiments/{draft.key}/edit/rounds/")
     page.get_by_label("Strategy").select_option("median")
     page.get_by_role("button", name="Continue").click()
-    page.locator("[role=alert]:focus").get_by_text("needs at least 3 sites in every round, not 2").wait_for(
-        timeout=60_000
-    )
+    page.locator("[role=alert]:focus").get_by_text("needs at least 3 sites in every round, not 2").wait_for()
     page.get_by_label("Quorum").fill("3")
     page.get_by_role("button", name="Continue").click()
     page.wait_for_url("**/comparison/")

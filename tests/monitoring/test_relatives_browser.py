@@ -27,7 +27,8 @@ def session(head) -> str:
 
 def test_axe_finds_nothing_and_nothing_scrolls_sideways(open_page, head):
     members = [head, *(head.companions.filter(kind=kind).first() for kind in (Kind.LOCAL_ONLY, Kind.CROSS_SITE))]
-    addresses = ["/experiments/", *(f"/experiments/{member.key}/" for member in members)]
+    factories.make_experiment(head.owner, sites=0, title="D" * 120)
+    addresses = ["/", "/experiments/", *(f"/experiments/{member.key}/" for member in members)]
     for theme, width in (("light", 1280), ("dark", 390)):
         page = open_page("/", theme=theme, width=width)
         for address in addresses:

@@ -82,7 +82,7 @@ def test_axe_finds_nothing_and_nothing_scrolls_sideways(open_page, theme, width)
         look(page, f"/sites/register/{kind}/")
     page.goto(f"/sites/register/{KIND}/")
     page.get_by_role("button", name="Register and check").click()
-    page.locator("[role=alert]:focus").get_by_text("need your attention").wait_for(timeout=60_000)
+    page.locator("[role=alert]:focus").get_by_text("need your attention").wait_for()
     look(page, "", "refused")
     page.goto("/sites/mainz/edit/")
     page.get_by_text("More settings").click()
@@ -157,7 +157,7 @@ def test_a_check_that_begins_by_itself_is_seen_and_what_is_open_stays_open(open_
     page.get_by_role("heading", level=1).click()
     services.record_check(Site.objects.get(slug="mainz"), CheckReport((GOOD,)))
     page.clock.fast_forward("00:15")
-    page.locator("[data-part=health]").get_by_text("Ready").wait_for(timeout=60_000)
+    page.locator("[data-part=health]").get_by_text("Ready").wait_for()
     assert page.get_by_role("region", name="Table of checks").is_visible()
     assert page.complaints == []
 
