@@ -35,6 +35,8 @@ STEPS = (
     "evaluating",
     "done",
 )
+RUNS_AT_WORK = ("dispatching", "training", "evaluating")
+"""In the other steps there is no training process to be killed."""
 # Enough epochs for the trainers to be at work still when they are to be killed, on a fast machine, too.
 PLAN = {"rounds": 2, "local_epochs": 30, "threads": 1, "seed": 7, "network": {"channels": [4, 8], "strides": [2]}}
 TIMEOUT = 1800
@@ -174,7 +176,12 @@ def main() -> int:
 
 def _chosen(options: argparse.Namespace) -> tuple[list[tuple[str, str]], list[str]]:
     """Return the cases and the memories to run: what was asked for, or everything."""
-    cases = [(who, step) for who in options.who or WHO for step in options.step or STEPS]
+    cases = [
+        (who, step)
+        for who in options.who or WHO
+        for step in options.step or STEPS
+        if who != "runs" or step in RUNS_AT_WORK
+    ]
     if options.cases:
         cases = [tuple(pair.split(":")) for pair in options.cases.split(",")]
     some = options.cases or options.who or options.step
