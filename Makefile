@@ -12,7 +12,7 @@ help:
 	@echo "make demo        portal, object store, three hospitals and the reference experiment, running live"
 	@echo "                 ARGS=--airflow: the hospitals are three real Airflow servers"
 	@echo "make clean-demo  remove all that the demo made"
-	@echo "make results     docs/results.md from fresh runs: federated against its baselines, three seeds (under an hour)"
+	@echo "make results     docs/results.md from fresh runs: federated against its baselines, three seeds (about an hour)"
 	@echo "                 ARGS=--quick: the whole way in seconds; ARGS=--write-only: write down what is computed"
 	@echo "make test        every test, those in a real browser too"
 	@echo "make screenshots  the README's pictures, from a running demo"
