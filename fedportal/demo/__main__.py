@@ -21,7 +21,7 @@ from typing import NoReturn
 from fedportal.connectors.errors import StoreError
 from fedportal.connectors.local import LocalConnector
 from fedportal.demo.airflow_server import USER, AirflowServer
-from fedportal.demo.airflow_sites import AirflowSites
+from fedportal.demo.airflow_sites import AirflowSites, end_orphans
 from fedportal.demo.processes import Processes
 from fedportal.demo.state import HOST, DemoError, DemoState
 
@@ -162,6 +162,7 @@ def remove(state: DemoState) -> int:
     """End what outlives the demo, trainings too, and delete the folder."""
     for run in state.folder.glob("work/*/runs/*"):
         LocalConnector(data_root=state.hospitals, work_dir=run.parents[1]).cancel(run.name)
+    end_orphans(state)
     state.trainer.stop_server()
     state.weed.kill()
     shutil.rmtree(state.folder)

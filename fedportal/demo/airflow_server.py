@@ -94,6 +94,7 @@ class AirflowServer:
         """Start it, and return when its interface answers. Its database is made at the first start."""
         if not self.is_installed:
             raise RuntimeError(f"Airflow {self.version} is not installed here: run `make airflow` first.")
+        self.kill()  # what was started before and then left alone: Airflow's children outlive their parent's end
         self.dags.mkdir(parents=True, exist_ok=True)
         (self.folder / "logs").mkdir(exist_ok=True)
         if not (self.folder / "airflow.db").exists():

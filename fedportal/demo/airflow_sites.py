@@ -92,6 +92,13 @@ class AirflowSites:
             thread.join()
 
 
+def end_orphans(state: DemoState) -> None:
+    """End what a demo that was killed has left of its Airflows."""
+    for database in (state.folder / "airflow").glob("*/airflow.db"):
+        for version in set(GENERATIONS):
+            AirflowServer(version, database.parent, 0).kill()
+
+
 def _port(state: DemoState, slug: str) -> int:
     """Return the port of a hospital's server, drawn once: the portal knows the address."""
     file = state.folder / "airflow" / f"{slug}.port"

@@ -16,6 +16,7 @@ from fedportal.connectors.trainer_process import ROOT
 from fedportal.connectors.weed import Weed
 from fedportal.demo.__main__ import greet, remove
 from fedportal.demo.airflow_server import AirflowServer
+from fedportal.demo.airflow_sites import end_orphans
 from fedportal.demo.state import DemoState
 from tests.trainer_process.bench import wait_for
 
@@ -67,6 +68,25 @@ def test_removing_the_demo_ends_a_training_that_goes_on(tmp_path: Path) -> None:
         finally:
             training.kill()
     assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_removing_a_demo_ends_what_is_left_of_its_airflows(tmp_path: Path, version: int) -> None:
+    folder = tmp_path / "airflow" / "linden"
+    server = AirflowServer(version, folder, 4321)
+    if not server.is_installed:
+        pytest.fail("Airflow is not installed: run `make airflow`.")
+    folder.mkdir(parents=True)
+    (folder / "airflow.db").touch()
+    script = "import markupsafe._speedups, time; print('loaded', flush=True); time.sleep(3600)"
+    with subprocess.Popen([server.bin / "python", "-c", script], cwd=folder, stdout=subprocess.PIPE) as orphan:
+        try:
+            assert orphan.stdout.readline() == b"loaded\n"
+            assert server.tree() == {orphan.pid}
+            end_orphans(DemoState(tmp_path))
+            assert orphan.wait(60) == -signal.SIGKILL
+        finally:
+            orphan.kill()
 
 
 def running(folder: Path) -> list[str]:
