@@ -112,7 +112,7 @@ def test_an_operator_registers_a_site_from_choosing_to_the_requested_check(open_
     page.get_by_label("or choose a file").set_input_files(file)
     page.get_by_label("Definition").fill(DEFINITION)
     page.get_by_role("button", name="Register and check").click()
-    assert page.get_by_text("Sites are reached by https:// only.").is_visible()
+    assert page.get_by_text("Sites are reached by https:// only.", exact=True).is_visible()
     assert page.get_by_label("Password").input_value() == ""
     page.get_by_label("Address").fill("https://bonn.example")
     page.get_by_label("Password").fill("pass-4711")
