@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,18 +32,16 @@ from trainer.contract import ROOT, Put
 
 CHUNK = 1024 * 1024
 PART = 8 * 1024 * 1024
-"""Part size of our own uploads; files up to here travel whole."""
-AT_ONCE = 4
-"""Parts that travel at the same time: a store counts the checksum of each on one core. Memory holds so many."""
+"""Part size of our own large uploads: three travel at once, so memory stays below four of them."""
 SITE_PART = 32 * 1024 * 1024
 """Part size for sites: what a broken line costs at most to send again."""
 SINGLE_PUT = 128 * 1024 * 1024
-"""Up to here a site sends an object in one PUT, which saves the requests around a multipart upload."""
+"""Up to here an object travels in one PUT, which saves the requests around a multipart upload."""
 BLOCK = 256 * 1024
 """Bytes that are handed to the line at a time: http.client's 16 KiB are 5,000 system calls for a model of 77 MB."""
 MAX_PARTS = 10_000
 MAX_PRESIGNED = timedelta(days=7)
-OWN_PUT_TIME = timedelta(hours=1)
+WHOLE_PUT_TIME = timedelta(hours=1)
 RESUMES = 5
 
 _TRANSIENT = frozenset(
@@ -133,36 +129,21 @@ class ObjectStore:
         """Stream a file into an object and return its SHA-256 (hex), counted here unless the caller knows it."""
         digest, size = sha256 or sha256_of_file(path), path.stat().st_size
         with self._errors(key), path.open("rb") as file:
-            if size > PART:
-                self._put_parts(key, file, size, content_type)
+            if size > SINGLE_PUT:
+                self._client.put_object(self.bucket, key, file, size, content_type, part_size=PART)
             else:
-                self._put(key, file, size, content_type)
+                self._put_whole(key, file, size, content_type)
         return digest
 
-    def _put_parts(self, key: str, file: IO[bytes], size: int, content_type: str) -> None:
-        self._abort_uploads(key, lambda found: found == key)  # what a process left that was killed
-        part_size = max(PART, ceil(size / MAX_PARTS))
-        upload = self._client._create_multipart_upload(self.bucket, key, {"Content-Type": content_type})
-
-        def send(number: int) -> Part:
-            data = os.pread(file.fileno(), part_size, (number - 1) * part_size)
-            query = {"uploadId": upload, "partNumber": str(number)}
-            return Part(number, self._put(key, io.BytesIO(data), len(data), content_type, query))
-
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            parts = list(pool.map(send, range(1, ceil(size / part_size) + 1)))
-        self._client._complete_multipart_upload(self.bucket, key, upload, parts)
-
-    def _put(self, key: str, body: IO[bytes], size: int, content_type: str, query: dict[str, Any] | None = None) -> str:
-        """Stream an object, or a part of one, as it is; return its ETag. The SDK would count a hash of it before."""
-        url = self._client.get_presigned_url("PUT", self.bucket, key, OWN_PUT_TIME, extra_query_params=query)
+    def _put_whole(self, key: str, file: IO[bytes], size: int, content_type: str) -> None:
+        """Stream a file as it is. The SDK would read it part by part and count a hash of each for its signature."""
+        url = self._client.get_presigned_url("PUT", self.bucket, key, WHOLE_PUT_TIME)
         headers = {"Content-Length": str(size), "Content-Type": content_type}
-        answer = self._pool.request("PUT", url, body=body, headers=headers, redirect=False)
+        answer = self._pool.request("PUT", url, body=file, headers=headers, redirect=False)
         if answer.status != 200:
             found = re.search(rb"<Code>(\w+)</Code>", answer.data)
             code = found.group(1).decode() if found else str(answer.status)
             self._raise(code, key, StoreError(f"the answer was {answer.status}"))
-        return str(answer.headers["ETag"]).strip('"')
 
     def get_bytes(self, key: str, *, max_bytes: int = 32 * 1024 * 1024) -> bytes:
         """Read a small object. Raises :class:`ObjectDamaged` when it is larger than ``max_bytes``."""
@@ -244,7 +225,10 @@ class ObjectStore:
             errors = list(self._client.remove_objects(self.bucket, [DeleteObject(key) for key in keys]))
             if errors:
                 raise StoreError(f"{len(errors)} objects below {prefix} could not be deleted ({errors[0].code})")
-            self._abort_uploads(prefix, is_meant)
+            # There is no public call for open uploads in the SDK (pinned below version 8).
+            for upload in self._client._list_multipart_uploads(self.bucket, prefix=prefix).uploads:
+                if is_meant(str(upload.object_name)):
+                    self._client._abort_multipart_upload(self.bucket, upload.object_name, str(upload.upload_id))
         return len(keys)
 
     def ensure_bucket(self) -> None:
@@ -331,12 +315,6 @@ class ObjectStore:
             )
 
     # --- inside ------------------------------------------------------------------------------------
-
-    def _abort_uploads(self, prefix: str, is_meant: Callable[[str], bool]) -> None:
-        # There is no public call for open uploads in the SDK (pinned below version 8).
-        for upload in self._client._list_multipart_uploads(self.bucket, prefix=prefix).uploads:
-            if is_meant(str(upload.object_name)):
-                self._client._abort_multipart_upload(self.bucket, upload.object_name, str(upload.upload_id))
 
     def _signed(self, method: str, key: str, expires: timedelta, **options: Any) -> str:
         with self._errors(key):

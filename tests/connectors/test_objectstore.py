@@ -49,36 +49,15 @@ def test_a_file_travels_as_it_is_and_comes_back_the_same(
 
 
 def test_a_large_file_travels_in_parts_and_comes_back_the_same(
-    object_store: ObjectStore, line: Line, weed: Weed, tmp_path: Path
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(objectstore, "SINGLE_PUT", objectstore.PART)
     source = tmp_path / "large"
     source.write_bytes(os.urandom(objectstore.PART * 2 + 12_345))
-    line.faults = [
-        Fault("PUT", "partNumber=2", status=503),
-        Fault("PUT", "partNumber=3", drop=True, delivered=True),
-    ]
-    c = weed.credentials
-    disturbed = ObjectStore(f"127.0.0.1:{line.port}", c.access_key, c.secret_key, object_store.bucket, secure=False)
-    digest = disturbed.put_file(KEY, source)
-    assert len(line.requests("PUT", "global.safetensors")) == 3 + 2, "only what failed is sent again"
+    digest = object_store.put_file(KEY, source)
     assert object_store.stat(KEY).etag.endswith("-3")
     assert object_store.get_file(KEY, tmp_path / "back", sha256=digest, size=source.stat().st_size) == digest
     assert (tmp_path / "back").read_bytes() == source.read_bytes()
-    line.faults = [Fault("PUT", "partNumber=1", status=403)]
-    with pytest.raises(StoreError, match="refused"):
-        disturbed.put_file(KEY + ".2", source)
-    assert not object_store.exists(KEY + ".2")
-
-
-def test_what_a_killed_process_left_of_an_upload_is_dropped(object_store: ObjectStore, tmp_path: Path) -> None:
-    source = tmp_path / "large"
-    source.write_bytes(bytes(objectstore.PART + 1))
-    for key in (KEY, KEY + ".2"):
-        object_store._client._create_multipart_upload(object_store.bucket, key, {})
-    object_store.put_file(KEY, source)
-    left = object_store._client._list_multipart_uploads(object_store.bucket, prefix="fedportal/abcd/").uploads
-    assert [upload.object_name for upload in left] == [KEY + ".2"]
-    assert object_store.stat(KEY).size == objectstore.PART + 1
 
 
 def test_an_object_that_is_not_there_is_missing(object_store: ObjectStore, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class Line:
                     data = data[: fault.short]
                 self._answer(response.status, dict(response.getheaders()), data, fault.cut)
 
-            do_GET = do_PUT = do_POST = _serve  # noqa: N815
+            do_GET = do_PUT = _serve  # noqa: N815
 
             def _answer(self, status: int, headers: dict[str, str], data: bytes, cut: int | None = None) -> None:
                 self.send_response(status)
