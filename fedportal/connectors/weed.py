@@ -242,11 +242,12 @@ def _inner_ports() -> Sequence[int]:
     while True:
         first = secrets.randbelow(len(INNER_PORTS) // len(INNER)) * len(INNER)
         ports = INNER_PORTS[first : first + len(INNER)]
-        if all(_is_free(port) and _is_free(port + GRPC_OFFSET) for port in ports):
+        if all(is_free(port) and is_free(port + GRPC_OFFSET) for port in ports):
             return ports
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Say whether nobody listens at a port of this machine."""
     with socket.socket() as probe:
         # as weed does: what remains of a connection that has ended is in nobody's way
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -263,7 +264,7 @@ def free_port() -> int:
         with socket.socket() as probe:
             probe.bind((HOST, 0))
             port = int(probe.getsockname()[1])
-        if port <= 65535 - GRPC_OFFSET and _is_free(port + GRPC_OFFSET):
+        if port <= 65535 - GRPC_OFFSET and is_free(port + GRPC_OFFSET):
             return port
 
 

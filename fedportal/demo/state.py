@@ -6,14 +6,13 @@ import fcntl
 import json
 import os
 import secrets
-import socket
 from pathlib import Path
 from typing import IO, Any
 
 from cryptography.fernet import Fernet
 
 from fedportal.connectors.trainer_process import TrainerProcess
-from fedportal.connectors.weed import Weed
+from fedportal.connectors.weed import Weed, is_free
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
@@ -105,23 +104,13 @@ class DemoState:
 
     def _port(self, wanted: int | None, last: int | None) -> int:
         if wanted is not None:
-            if not _is_free(wanted):
+            if not is_free(wanted):
                 raise DemoError(f'Port {wanted} is taken. Choose another one: make demo ARGS="--port {wanted + 10}"')
             return wanted
         for port in [last or DEFAULT_PORT, *range(DEFAULT_PORT, DEFAULT_PORT + 50)]:
-            if _is_free(port):
+            if is_free(port):
                 return port
         raise DemoError('No free port from 8000 to 8049. Choose one: make demo ARGS="--port 9000"')
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-        return True
 
 
 def memory_gb() -> float:
