@@ -6,6 +6,7 @@ relay takes files of gigabytes (docs/decisions/0107).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from django.conf import settings
 from fedportal.relay import files, services
 from fedportal.relay.views import MAX_POLL, site_of_token
 from fedportal.ui.errors import TOO_LARGE
+
+LENGTH = re.compile(rb"[0-9]{1,19}")
+NO_LENGTH = "The header Content-Length is no number of bytes."
 
 MOST = MAX_POLL + 2**20
 """Bytes of any other body: nothing is larger than a poll."""
@@ -31,7 +35,8 @@ class TooMuch(Exception):
 
 
 class BodyLimit:
-    """An ASGI application that answers 413 to a body that is too large. Of a stranger's file it reads nothing."""
+    """An ASGI application that answers 413 to a body that is too large, and 400 to one of no length. Of a stranger's file
+    it reads nothing."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -44,12 +49,15 @@ class BodyLimit:
             if not await database_sync_to_async(_is_known)(token):
                 return await self._app(scope, _without_body(receive), send)  # the view says who may
             most = files.MAX_FILE
-        if int(headers.get(b"content-length") or 0) > most:
-            return await _refuse(send)
+        announced = headers.get(b"content-length", b"0")
+        if not LENGTH.fullmatch(announced):
+            return await _refuse(send, 400, NO_LENGTH)
+        if int(announced) > most:
+            return await _refuse(send, 413, TOO_LARGE)
         try:
             await self._app(scope, _counted(receive, most), send)
         except TooMuch:
-            await _refuse(send)
+            await _refuse(send, 413, TOO_LARGE)
         return None
 
 
@@ -90,7 +98,7 @@ def _without_body(receive: Receive) -> Receive:
     return nothing
 
 
-async def _refuse(send: Send) -> None:
+async def _refuse(send: Send, status: int, because: str) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
-    await send({"type": "http.response.body", "body": TOO_LARGE.encode()})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": because.encode()})

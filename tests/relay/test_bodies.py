@@ -53,6 +53,12 @@ def test_a_body_that_is_announced_as_too_large_is_not_read(path):
     assert (post(path, sender, content_length=str(MOST + 1)), sender.sent) == (413, 0)
 
 
+@pytest.mark.parametrize("length", ["", "-1", "+5", "1_000", "0x10", "5, 5", "٥", "9" * 5000])
+def test_a_length_that_is_no_number_is_refused(length):
+    sender = Sender(repeat(PIECE))
+    assert (post("/accounts/login/", sender, content_length=length), sender.sent) == (400, 0)
+
+
 def test_one_that_does_not_say_how_large_it_is_is_read_no_further_than_that():
     sender = Sender(repeat(PIECE))
     assert post("/accounts/login/", sender) == 413
