@@ -9,30 +9,26 @@ this process has not started itself cannot be found; it is then lost, and the or
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fedportal.connectors.base import LogChunk, RunState, RunStatus
-from fedportal.connectors.errors import SiteError, SiteMisbehaved, SiteRefused, SiteUnreachable
-from fedportal.connectors.kaapana_api import KaapanaApi
-from fedportal.connectors.kaapana_check import trainer_lines
+from fedportal.connectors.errors import SiteRefused, SiteUnreachable
+from fedportal.connectors.kaapana_api import KaapanaApi, trainer_lines
+from fedportal.connectors.kaapana_runs import CANCELLED_NOTE, GONE, TRAIN, KaapanaRuns
 from trainer.contract import EXPLANATIONS, Exit
 
-TRAIN = "fp-train"
 TASK = "train"
-CANCELLED_NOTE = "cancelled by the portal"
-LOOKS = (0.5, 2.0, 4.0)
-"""Seconds between the looks for a run whose launch was not answered."""
-GRACE = 15.0
-"""Seconds that cancelling waits for the end of the run's tasks."""
 ENDED = ("Task exited with return code", "terminated with exit code", "Marking task as", "state change")
 """What Airflow writes at the end of a task's log."""
 LOG_CHUNK = 256 * 1024
 
 _OVER = frozenset({"success", "failed"})
 _NOT_BEGUN = frozenset({"", "none", "scheduled", "queued"})
+_ACTIVE = frozenset({"running", "queued", "scheduled"})
+_NEVER_BEGAN = frozenset({"skipped", "upstream_failed", ""})
 
 
 @dataclass(frozen=True)
@@ -43,71 +39,25 @@ class Ending:
     message: str = ""
 
 
-class AirflowRuns:
-    """The runs of one site. The verbs are those of a connector; ``conf`` is asked for where a run is really started."""
+class AirflowRuns(KaapanaRuns[str]):
+    """A run is known by the id that the site has given it."""
 
     def __init__(self, api: KaapanaApi, *, sleep: Callable[[float], None], clock: Callable[[], float]) -> None:
+        super().__init__(sleep=sleep, clock=clock)
         self._api = api
-        self._sleep, self._clock = sleep, clock
-        self._lock = threading.Lock()
-        self._ids: dict[str, str] = {}
-        self._endings: dict[str, RunStatus] = {}
-        self._cancelled: set[str] = set()
         self._begun: set[str] = set()
-
-    def launch(self, run: str, conf: Callable[[], Mapping[str, Any]]) -> bool:
-        if self._find(run) is not None:
-            return False
-        has_session = self._api.has_session()
-        if has_session and self._api.is_paused(TRAIN):
-            raise SiteRefused(f"The workflow {TRAIN} is paused at the site.", remedy="Switch it on in its Airflow.")
-        told = conf()
-        before = set() if has_session else set(self._api.run_ids(TRAIN))
-        try:
-            run_id = self._api.trigger(TRAIN, told)
-        except (SiteUnreachable, SiteMisbehaved) as error:
-            # It may have started all the same: look before anybody starts it a second time.
-            run_id = self._look_again(run, before, error)
-        with self._lock:
-            self._ids[run] = run_id
-        return True
-
-    def poll(self, run: str) -> RunStatus:
-        if (ended := self._endings.get(run)) is not None:
-            return ended
-        run_id = self._find(run)
-        state = None if run_id is None else self._api.run_state(TRAIN, run_id)
-        if run_id is None or state is None:
-            with self._lock:
-                self._ids.pop(run, None)
-            return RunStatus(
-                RunState.LOST, message="The site no longer knows this run: it was deleted, or never began."
-            )
-        if state not in _OVER:
-            return self._under_way(run_id, state)
-        status = self._ended(run, run_id, state)
-        with self._lock:
-            self._endings[run] = status
-        return status
 
     def cancel(self, run: str) -> None:
         run_id = self._find(run)
-        if run_id is None:
+        state = None if run_id is None else self._api.run_state(TRAIN, run_id)
+        if run_id is None or state is None:
             return
-        state = self._api.run_state(TRAIN, run_id)
-        if state is None or state in _OVER:
+        if state not in _OVER:
+            self._abort(run, run_id)
+        elif not self._was_cancelled(run, run_id):
             return
-        with self._lock:
-            self._cancelled.add(run)
-        if self._api.has_session():
-            self._api.set_note(TRAIN, run_id, CANCELLED_NOTE)
-        try:
-            self._api.abort(TRAIN, run_id)
-        except SiteUnreachable:
-            # Kaapana's abort breaks off when no task has begun yet, after it has skipped them all.
-            if any(task == "running" for task in self._api.task_states(TRAIN, run_id).values()):
-                raise
-        self._wait_until_gone(run_id)
+        # also when it was cancelled before: nobody knows whether that call waited until the process was gone
+        self._wait_until(partial(self._is_gone, run_id), run)
 
     def logs(self, run: str, *, offset: int = 0) -> LogChunk:
         run_id = self._find(run)
@@ -118,39 +68,39 @@ class AirflowRuns:
             data = data[: data.rfind(b"\n", 0, LOG_CHUNK) + 1 or LOG_CHUNK]  # whole lines, if one fits
         return LogChunk(data.decode(errors="replace"), offset + len(data))
 
-    # --- how a run is found --------------------------------------------------------------------------
+    # --- how a run is started and found --------------------------------------------------------------
 
-    def _find(self, run: str) -> str | None:
-        """Return the site's id of a run, ``None`` where the site does not have it."""
-        if (known := self._ids.get(run)) is not None:
-            return known
+    def _prepared(self, run: str, conf: Mapping[str, Any]) -> tuple[Callable[[], str], Callable[[], str | None]]:
+        start = partial(self._api.trigger, TRAIN, conf)
+        if not self._api.has_session():
+            return start, partial(self._only_new_run, frozenset(self._api.run_ids(TRAIN)))
+        if self._api.is_paused(TRAIN):
+            raise SiteRefused(f"The workflow {TRAIN} is paused at the site.", remedy="Switch it on in its Airflow.")
+        return start, partial(self._find, run)
+
+    def _search(self, run: str) -> str | None:
         if not self._api.has_session():
             return None
         for candidate in self._api.newest_runs(TRAIN):
             name = _run_of(candidate.conf)
             if name:
                 with self._lock:
-                    self._ids.setdefault(name, candidate.run_id)
+                    self._known.setdefault(name, candidate.run_id)
             if name == run:
                 return candidate.run_id
         return None
 
-    def _look_again(self, run: str, before: set[str], error: SiteError) -> str:
-        for pause in LOOKS:
-            self._sleep(pause)
-            try:
-                if self._api.has_session():
-                    found = self._find(run)
-                else:
-                    fresh = [run_id for run_id in self._api.run_ids(TRAIN) if run_id not in before]
-                    found = fresh[0] if len(fresh) == 1 else None
-            except SiteUnreachable:
-                continue
-            if found is not None:
-                return found
-        raise error
+    def _only_new_run(self, before: frozenset[str]) -> str | None:
+        new = [run_id for run_id in self._api.run_ids(TRAIN) if run_id not in before]
+        return new[0] if len(new) == 1 else None
 
-    # --- how a run ended -----------------------------------------------------------------------------
+    # --- how a run is --------------------------------------------------------------------------------
+
+    def _status(self, run: str, run_id: str) -> RunStatus:
+        state = self._api.run_state(TRAIN, run_id)
+        if state is None:
+            return GONE
+        return self._ended(run, run_id, state) if state in _OVER else self._under_way(run_id, state)
 
     def _under_way(self, run_id: str, state: str) -> RunStatus:
         if state == "running":
@@ -205,18 +155,30 @@ class AirflowRuns:
                     message = str(entry.get("message") or "")
         return Ending(code, message or ("" if code is None else _explained(code)))
 
-    def _wait_until_gone(self, run_id: str) -> None:
-        """Return once the site has said that the task's process is gone; it says so in the log only."""
-        end = self._clock() + GRACE
-        while self._clock() < end:
-            tasks = self._tasks(run_id)
-            active = [task for task, how in tasks.items() if how in ("running", "queued", "scheduled")]
-            if not active and self._api.run_state(TRAIN, run_id) in (*_OVER, None):
-                if not self._api.has_session() or tasks.get(TASK) in ("skipped", "upstream_failed", "", None):
-                    return
-                if any(word in self._api.log(TRAIN, run_id, TASK) for word in ENDED):
-                    return
-            self._sleep(0.5)
+    def _abort(self, run: str, run_id: str) -> None:
+        with self._lock:
+            self._cancelled.add(run)
+        if self._api.has_session():
+            self._api.set_note(TRAIN, run_id, CANCELLED_NOTE)
+        try:
+            self._api.abort(TRAIN, run_id)
+        except SiteUnreachable:
+            # Kaapana's abort breaks off when no task has begun yet, after it has skipped them all.
+            if "running" in self._tasks(run_id).values():
+                raise
+
+    def _is_gone(self, run_id: str) -> bool:
+        """Say whether the task's process is gone. Airflow calls a task failed before; it says so in the log only."""
+        state = self._api.run_state(TRAIN, run_id)
+        if state is None:
+            return True
+        tasks = self._tasks(run_id)
+        if state not in _OVER or _ACTIVE.intersection(tasks.values()):
+            return False
+        if not self._api.has_session() or tasks.get(TASK, "") in _NEVER_BEGAN:
+            return True
+        log = self._api.log(TRAIN, run_id, TASK)
+        return any(word in log for word in ENDED)
 
     def _tasks(self, run_id: str) -> dict[str, str]:
         return self._api.task_states(TRAIN, run_id)

@@ -279,6 +279,20 @@ def require_fit(conf: Mapping[str, Any]) -> None:
         )
 
 
+def trainer_lines(log: str) -> Iterator[dict[str, object]]:
+    """Yield the JSON lines of the trainer in a task's log, which puts time and place before each line."""
+    for line in log.splitlines():
+        start = line.find('{"at": ')
+        if start < 0:
+            continue
+        try:
+            entry = json.loads(line[start:])
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and "message" in entry:
+            yield entry
+
+
 def _part(text: str) -> str:
     return quote(text, safe="")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from fedportal.connectors.base import CheckReport
@@ -13,7 +13,7 @@ from fedportal.connectors.errors import SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import SiteContext
 from fedportal.connectors.http import Http
 from fedportal.connectors.job_queue import JobState
-from fedportal.connectors.kaapana_api import KaapanaApi
+from fedportal.connectors.kaapana_api import KaapanaApi, trainer_lines
 from fedportal.connectors.kaapana_backend import KaapanaBackend
 from fedportal.connectors.oidc import Provider, clock_skew
 from trainer.contract import ContractError, attempt_key, verified
@@ -235,17 +235,3 @@ def _require(known: Mapping[str, Mapping[str, Any]], *, install: str) -> None:
     # Kaapana shows tags in several shapes; the name is in all of them.
     if VERSION not in json.dumps(known[DAGS[0]].get("tags", VERSION)):
         raise SiteRefused("The extension is of another version than the portal.", remedy=INSTALL)
-
-
-def trainer_lines(log: str) -> Iterator[dict[str, object]]:
-    """Yield the JSON lines of the trainer in a task's log, which puts time and place before each line."""
-    for line in log.splitlines():
-        start = line.find('{"at": ')
-        if start < 0:
-            continue
-        try:
-            entry = json.loads(line[start:])
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and "message" in entry:
-            yield entry
