@@ -56,11 +56,7 @@ def running_double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kaapana
 def kaapana(running_double: KaapanaDouble) -> Iterator[KaapanaDouble]:
     """The double as it was at first: nothing runs, no faults, the realm in order."""
     yield running_double
-    fresh = Door()
-    running_double.door.faults, running_double.door.keycloak = fresh.faults, fresh.keycloak
-    running_double.door.backend.forget()
-    running_double.door.requests.clear()
-    fresh.close()
+    running_double.door.mend()
     running_double.clear()
 
 

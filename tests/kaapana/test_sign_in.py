@@ -15,7 +15,8 @@ from fedportal.connectors.kaapana import KaapanaConnector
 from fedportal.connectors.oidc import Credentials, Grant, Provider, Token, read_claims
 from fedportal.connectors.registry import build
 from tests.kaapana.conftest import connector, credentials
-from tests.kaapana_double.door import REALM, Door
+from tests.kaapana_double.door import Door
+from tests.kaapana_double.keycloak import REALM
 
 
 class Clock:
@@ -42,7 +43,7 @@ def test_a_token_is_fetched_and_kept(door: Door, grant: Grant, asked: str) -> No
     assert "admin" in token.roles
     assert signs_in.token() is token
     assert door.keycloak.grants == [asked]
-    assert door.admitted(f"Bearer {token.access}")
+    assert door.keycloak.admitted(f"Bearer {token.access}")
 
 
 def test_a_token_is_renewed_before_its_end_with_the_refresh_token(door: Door, clock: Clock) -> None:

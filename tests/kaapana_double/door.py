@@ -1,61 +1,28 @@
-"""Kaapana's front door: proxy, Keycloak, projects and datasets, with their habits and with knobs for faults.
+"""Kaapana's front door: the proxy and what lies behind it, with their habits and with knobs for faults.
 
-A bad token is answered by a redirect to the login, or by its page with status 200, never by 401 JSON. Tokens are RS256 JWTs
-whose signature, issuer, audience and end are checked as the proxy checks them.
+A bad token is answered by a redirect to the login, or by its page with status 200, never by 401 JSON.
 """
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
-import secrets
 import socket
 import ssl
 import threading
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
-
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
-from cryptography.x509.oid import NameOID
+from urllib.parse import unquote, urlsplit
 
 from tests.kaapana_double.backend import Backend
+from tests.kaapana_double.certificates import certify, key_of
+from tests.kaapana_double.keycloak import REALM, Keycloak
 
-REALM = "/auth/realms/kaapana"
 LOGIN_PAGE = b"<!doctype html><html><title>Sign in to kaapana</title><form></form></html>"
 SIZES = ("Content-Length", "Transfer-Encoding", "Connection")
-
-
-@dataclass
-class Keycloak:
-    """The realm: who may sign in, and what its tokens say."""
-
-    client_id: str = "fedportal"
-    client_secret: str = "client-secret"
-    users: dict[str, str] = field(default_factory=lambda: {"portal": "pass-word"})
-    roles: list[str] = field(default_factory=lambda: ["admin", "user"])
-    rights: list[str] = field(default_factory=list)
-    """Claim of the projects whose backend the account may use: ``all_<id of the project>``."""
-    audience: list[str] = field(default_factory=lambda: ["kaapana", "account"])
-    lives: float = 3600.0
-    offers_device: bool = True
-    device_answers: list[str] = field(default_factory=list)
-    """Errors that the poll of a device login gets, in order, before its token."""
-    issuer: str = ""
-    """What the realm calls itself, where that is not its address."""
-    refresh_tokens: set[str] = field(default_factory=set)
-    grants: list[str] = field(default_factory=list)
-    """Grants that were asked for, in order."""
 
 
 @dataclass
@@ -87,7 +54,7 @@ class Door:
 
     def __init__(self, airflow: tuple[str, int] | None = None, *, by_path: bool = False, tls: Path | None = None):
         self.airflow, self.by_path = airflow or ("127.0.0.1", 9), by_path
-        self.keycloak, self.faults = Keycloak(), Faults()
+        self.faults = Faults()
         self.project = {
             "id": "5f6f2c30-6b56-4a43-8d5f-6a1d0ac7f5a1",
             "name": "admin",
@@ -99,7 +66,6 @@ class Door:
         }
         self.backend = Backend(self.project, airflow)
         self.requests: list[str] = []
-        self._key = _key("realm")
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.port = self._server.server_port
@@ -107,11 +73,18 @@ class Door:
         if tls is not None:
             self.ca, scheme = self._secure(tls), "https"
         self.url = f"{scheme}://127.0.0.1:{self.port}"
+        self.keycloak = Keycloak(self.url, self.now)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def mend(self) -> None:
+        """Be as at first: no faults, the realm in order, nothing known of runs and datasets."""
+        self.keycloak, self.faults = Keycloak(self.url, self.now), Faults()
+        self.backend.forget()
+        self.requests.clear()
 
     @property
     def datasets(self) -> dict[str, list[str]]:
@@ -121,58 +94,12 @@ class Door:
         """Let the portal's account be a member of the project and nothing more."""
         self.keycloak.roles, self.keycloak.rights = ["user"], [f"all_{self.project['id']}"]
 
-    @property
-    def issuer(self) -> str:
-        return self.keycloak.issuer or f"{self.url}{REALM}"
-
     def now(self) -> float:
         return time.time() + self.faults.skew
 
-    def token(self, **claims: Any) -> str:
-        k = self.keycloak
-        body = {
-            "iss": self.issuer,
-            "aud": k.audience,
-            "exp": self.now() + k.lives,
-            "iat": self.now(),
-            "preferred_username": "portal",
-            "realm_access": {"roles": k.roles},
-            "kaapana.ai/backend": k.rights,
-            **claims,
-        }
-        head = _b64(json.dumps({"alg": "RS256", "typ": "JWT", "kid": "1"}).encode())
-        text = head + "." + _b64(json.dumps(body).encode())
-        signature = self._key.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256())
-        return f"{text}.{_b64(signature)}"
-
-    def keys(self) -> dict[str, Any]:
-        numbers = self._key.public_key().public_numbers()
-        size = (numbers.n.bit_length() + 7) // 8
-        modulus, exponent = _b64(numbers.n.to_bytes(size, "big")), _b64(numbers.e.to_bytes(3, "big"))
-        return {"keys": [{"kty": "RSA", "alg": "RS256", "use": "sig", "kid": "1", "n": modulus, "e": exponent}]}
-
-    def admitted(self, header: str) -> dict[str, Any] | None:
-        """Return the claims of a bearer token that the proxy accepts, else ``None``."""
-        kind, _, token = header.partition(" ")
-        try:
-            text, _, signature = token.rpartition(".")
-            if kind != "Bearer":
-                return None
-            self._key.public_key().verify(_unb64(signature), text.encode(), padding.PKCS1v15(), hashes.SHA256())
-            claims: dict[str, Any] = json.loads(_unb64(text.split(".")[1]))
-        except (ValueError, IndexError, InvalidSignature):
-            return None
-        if claims["iss"] != f"{self.url}{REALM}" or "kaapana" not in claims["aud"] or claims["exp"] < self.now():
-            return None
-        return claims
-
     def _secure(self, folder: Path) -> str:
         """Serve TLS with a certificate of an authority of our own, and return the authority's certificate (PEM)."""
-        authority, certificate = _certificates(self._key)
-        key = self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (folder / "server.pem").write_bytes(key + certificate)
+        authority = certify(key_of("realm"), folder / "server.pem")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder / "server.pem")
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
@@ -197,8 +124,8 @@ def _handler(door: Door) -> type[BaseHTTPRequestHandler]:
                 return self.say(int(fault), b"upstream is away", "text/plain")
             self.lost = fault == "cut-after"
             if path.startswith("/auth/"):
-                return self.keycloak(path)
-            claims = door.admitted(self.headers.get("Authorization", ""))
+                return self.json(*door.keycloak.answer(path, self.body))
+            claims = door.keycloak.admitted(self.headers.get("Authorization", ""))
             if claims is None:
                 return self.login()
             self.behind(path, claims)
@@ -239,60 +166,6 @@ def _handler(door: Door) -> type[BaseHTTPRequestHandler]:
             except (KeyError, ValueError):
                 return 500
             return path if wanted == {"name": door.project["name"], "id": door.project["id"]} else 403
-
-        # --- Keycloak --------------------------------------------------------------------------------
-
-        def keycloak(self, path: str) -> None:
-            k, base = door.keycloak, f"{door.url}{REALM}/protocol/openid-connect"
-            match path.removeprefix(REALM):
-                case "/.well-known/openid-configuration":
-                    device = {"device_authorization_endpoint": f"{base}/auth/device"} if k.offers_device else {}
-                    self.json(
-                        200,
-                        {
-                            "issuer": door.issuer,
-                            "token_endpoint": f"{base}/token",
-                            "jwks_uri": f"{base}/certs",
-                            **device,
-                        },
-                    )
-                case "/protocol/openid-connect/certs":
-                    self.json(200, door.keys())
-                case "/protocol/openid-connect/token":
-                    self.sign_in({name: values[0] for name, values in parse_qs(self.body.decode()).items()})
-                case "/protocol/openid-connect/auth/device":
-                    self.json(
-                        200,
-                        {
-                            "device_code": "device-code",
-                            "user_code": "WDJB-MJHT",
-                            "verification_uri": f"{door.url}{REALM}/device",
-                            "verification_uri_complete": f"{door.url}{REALM}/device?user_code=WDJB-MJHT",
-                            "interval": 1,
-                            "expires_in": 600,
-                        },
-                    )
-                case _:
-                    self.say(404, b"{}", "application/json")
-
-        def sign_in(self, form: dict[str, str]) -> None:
-            k = door.keycloak
-            grant = form.get("grant_type", "")
-            k.grants.append(grant.rsplit(":", 1)[-1])
-            if (form.get("client_id"), form.get("client_secret")) != (k.client_id, k.client_secret):
-                return self.json(401, {"error": "invalid_client"})
-            if grant == "password" and k.users.get(form.get("username", "")) != form.get("password"):
-                return self.json(401, {"error": "invalid_grant", "error_description": "Invalid user credentials"})
-            if grant == "refresh_token" and form.get("refresh_token") not in k.refresh_tokens:
-                return self.json(400, {"error": "invalid_grant", "error_description": "Token is not active"})
-            if grant.endswith("device_code") and k.device_answers:
-                return self.json(400, {"error": k.device_answers.pop(0)})
-            answer = {"access_token": door.token(), "expires_in": k.lives, "token_type": "Bearer"}
-            if grant != "client_credentials":
-                refresh = secrets.token_hex(12)
-                k.refresh_tokens.add(refresh)
-                answer["refresh_token"] = refresh
-            self.json(200, answer)
 
         # --- Airflow ---------------------------------------------------------------------------------
 
@@ -353,49 +226,3 @@ def _handler(door: Door) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
-
-
-@cache
-def _key(_whose: str) -> rsa.RSAPrivateKey:
-    """Make a key once: that takes longer than many a test."""
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-
-
-def _certificates(key: rsa.RSAPrivateKey) -> tuple[str, bytes]:
-    authority_key = _key("authority")
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Hospital CA")])
-    now = datetime.now(UTC)
-
-    def builder(subject: str, public: Any) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .issuer_name(name)
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=40))
-        )
-
-    authority = (
-        builder("Hospital CA", authority_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key()), critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
-    server = (
-        builder("127.0.0.1", key.public_key())
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    return authority.public_bytes(pem).decode(), server.public_bytes(pem)
-
-
-def _b64(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _unb64(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

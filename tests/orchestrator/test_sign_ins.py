@@ -14,7 +14,8 @@ from fedportal.orchestrator.tools import Connectors
 from fedportal.sites import services
 from fedportal.sites.models import SignIn, SignInState, Site
 from tests.factories import make_site, otto
-from tests.kaapana_double.door import REALM, Door
+from tests.kaapana_double.door import Door
+from tests.kaapana_double.keycloak import REALM
 from tests.orchestrator.fakes import Federation, MemoryStore
 
 pytestmark = pytest.mark.django_db
