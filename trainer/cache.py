@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,15 @@ def prepare(
                 future.cancel()
 
 
+def prepared(cases: Iterable[Case], recipe: Recipe, *, cache: Path) -> Iterator[PreparedCase]:
+    """Yield those of the cases that the cache has. None is prepared, and none is a :class:`Fault`."""
+    for case in cases:
+        with suppress(Fault):
+            handle = _open(cache / _key(case, recipe))
+            if handle is not None:
+                yield PreparedCase(case.name, handle)
+
+
 def sweep(cache: Path) -> None:
     """Delete what no run used for a month, and what killed runs left half written."""
     now = time.time()
@@ -121,11 +131,11 @@ def sweep(cache: Path) -> None:
 
 def _key(case: Case, recipe: Recipe) -> str:
     sources = []
-    for path in (case.image, case.label):
+    for what, path in (("image", case.image), ("segmentation", case.label)):
         try:
             status = path.stat()
         except OSError as error:
-            raise Fault(Exit.MISSING_FILE, f"Case {case.name}: {path.name}.") from error
+            raise Fault(Exit.MISSING_FILE, f"Case {case.name}: {what} {path.name}.") from error
         # also when it was last written here: who unpacks or copies may set back the time of the change
         sources.append([str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
     document = {"format": FORMAT, "sources": sources, "recipe": recipe.to_json()}

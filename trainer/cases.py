@@ -71,7 +71,11 @@ def read_dataset(data_root: Path, name: str) -> Dataset:
             training=training,
             validation=validation,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except KeyError as error:
+        raise Fault(
+            Exit.NO_DATASET, f"{name}/dataset.json has no {error}, which the Decathlon layout asks for."
+        ) from error
+    except (TypeError, ValueError, AttributeError) as error:
         raise Fault(Exit.NO_DATASET, f"{name}/dataset.json does not follow the Decathlon layout: {error}.") from error
 
 

@@ -11,6 +11,9 @@ from safetensors import SafetensorError
 from trainer.contract import Exit
 from trainer.job import Fault
 
+NO_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "DefaultCPUAllocator", "bad_alloc")
+"""How torch says it: its own allocator on a GPU and the driver, cuBLAS and cuDNN, its allocator on the CPU, C++."""
+
 
 @contextmanager
 def machine_faults() -> Iterator[None]:
@@ -26,17 +29,17 @@ def machine_faults() -> Iterator[None]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    # safetensors reports the operating system's error number in its text only
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
-        f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT)
-    )
+    return _is_numbered(error, errno.ENOSPC, errno.EDQUOT)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    # torch raises OutOfMemoryError for a GPU, but a plain RuntimeError for the CPU's memory
     return (
         isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or getattr(error, "errno", None) == errno.ENOMEM
-        or "DefaultCPUAllocator" in str(error)
+        or _is_numbered(error, errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY))
     )
+
+
+def _is_numbered(error: BaseException, *numbers: int) -> bool:
+    # safetensors reports the operating system's error number in its text only
+    return getattr(error, "errno", None) in numbers or any(f"os error {number})" in str(error) for number in numbers)

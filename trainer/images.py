@@ -24,6 +24,8 @@ from trainer.headers import UNREADABLE, read_image
 from trainer.job import Fault
 
 AXES = "RAS"
+ROUNDING = 1e-3
+"""So far may a label be from its number: some tools store a segmentation as floats, or scaled."""
 AXIS_LABELS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
@@ -126,30 +128,30 @@ def _channels(values: np.ndarray, path: Path, name: str, recipe: Recipe) -> np.n
 
 
 def _label(case: Case, recipe: Recipe) -> MetaTensor:
-    values, affine, _ = _read(case.label, case.name)
+    values, affine, _ = _read(case.label, case.name, what="segmentation")
     if values.ndim == 4 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != 3:
         raise Fault(Exit.SHAPE_MISMATCH, f"Case {case.name}: the segmentation has {values.ndim} dimensions.")
     known = np.isin(np.arange(256), recipe.labels)
     with np.errstate(invalid="ignore"):
-        numbers = values.astype(np.uint8)
-    right = known[numbers] & (numbers == values)
+        numbers = np.rint(values).astype(np.uint8)
+    right = known[numbers] & (np.abs(values - numbers) < ROUNDING)
     if not right.all():
         raise Fault(Exit.WRONG_LABEL, f"Case {case.name}: {case.label.name} contains {values[~right][0]:g}.")
-    return _oriented(values[np.newaxis], affine, case.label, case.name)
+    return _oriented(numbers[np.newaxis].astype(np.float32), affine, case.label, case.name)
 
 
-def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, nibabel.Nifti1Header]:
+def _read(path: Path, name: str, *, what: str = "image") -> tuple[np.ndarray, np.ndarray, nibabel.Nifti1Header]:
     """Return values float32, affine 4×4 and header of a NIfTI file."""
     try:
         file = read_image(path)
         values = np.asarray(file.get_fdata(dtype=np.float32, caching="unchanged"))
         return values, np.asarray(file.affine), file.header
     except FileNotFoundError as error:
-        raise Fault(Exit.MISSING_FILE, f"Case {name}: {path.name}.") from error
+        raise Fault(Exit.MISSING_FILE, f"Case {name}: {what} {path.name}.") from error
     except UNREADABLE as error:
-        raise Fault(Exit.UNREADABLE_IMAGE, f"Case {name}: {path.name}.") from error
+        raise Fault(Exit.UNREADABLE_IMAGE, f"Case {name}: {what} {path.name}.") from error
 
 
 def _oriented(

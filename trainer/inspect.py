@@ -98,13 +98,13 @@ def _counts(train_cases: int, validation_cases: int) -> Iterator[str]:
 def _look(case: Case, *, channels: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Return the image's shape in space and its spacing. Raises :class:`Fault` for what the headers tell."""
     found = []
-    for path in (case.image, case.label):
+    for what, path in (("image", case.image), ("segmentation", case.label)):
         try:
             found.append(read_header(path))
         except FileNotFoundError as error:
-            raise Fault(Exit.MISSING_FILE, f"Case {case.name}: {path.name}.") from error
+            raise Fault(Exit.MISSING_FILE, f"Case {case.name}: {what} {path.name}.") from error
         except UNREADABLE as error:
-            raise Fault(Exit.UNREADABLE_IMAGE, f"Case {case.name}: {path.name}.") from error
+            raise Fault(Exit.UNREADABLE_IMAGE, f"Case {case.name}: {what} {path.name}.") from error
     (shape, spacing), (label_shape, _) = found
     in_file = shape[3] if len(shape) == 4 else 1
     if len(shape) not in (3, 4) or in_file != channels:

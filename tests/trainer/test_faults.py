@@ -1,6 +1,7 @@
 """Bad data and a machine at its end: each has its exit code and a sentence that names the case."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -64,6 +65,10 @@ def label_between(folder: Path) -> None:
     save(folder / LABEL, volumes(1)[1].astype(np.float32) + 0.5)
 
 
+def label_near(folder: Path) -> None:
+    save(folder / LABEL, volumes(1)[1].astype(np.float32) + 0.01)
+
+
 def label_nan(folder: Path) -> None:
     label = volumes(1)[1].astype(np.float32)
     label[0, 0, 0] = np.nan
@@ -93,16 +98,17 @@ def one_channel(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "exit", "named"),
     [
-        (missing_image, Exit.MISSING_FILE, "CASE_001.nii.gz"),
-        (missing_label, Exit.MISSING_FILE, "CASE_001.nii.gz"),
-        (truncated, Exit.UNREADABLE_IMAGE, "CASE_001.nii.gz"),
-        (flipped_bits, Exit.UNREADABLE_IMAGE, "CASE_001.nii.gz"),
-        (no_image_at_all, Exit.UNREADABLE_IMAGE, "CASE_001.nii.gz"),
-        (a_directory, Exit.UNREADABLE_IMAGE, "CASE_001.nii.gz"),
+        (missing_image, Exit.MISSING_FILE, "image CASE_001.nii.gz"),
+        (missing_label, Exit.MISSING_FILE, "segmentation CASE_001.nii.gz"),
+        (truncated, Exit.UNREADABLE_IMAGE, "image CASE_001.nii.gz"),
+        (flipped_bits, Exit.UNREADABLE_IMAGE, "segmentation CASE_001.nii.gz"),
+        (no_image_at_all, Exit.UNREADABLE_IMAGE, "image CASE_001.nii.gz"),
+        (a_directory, Exit.UNREADABLE_IMAGE, "image CASE_001.nii.gz"),
         (other_shape, Exit.SHAPE_MISMATCH, "16×16×16 and segmentation 16×16×15"),
         (flat_label, Exit.SHAPE_MISMATCH, "CASE_001"),
         (label_seven, Exit.WRONG_LABEL, "contains 7"),
         (label_between, Exit.WRONG_LABEL, "contains 0.5"),
+        (label_near, Exit.WRONG_LABEL, "contains 0.01"),
         (label_nan, Exit.WRONG_LABEL, "contains nan"),
         (image_nan, Exit.NOT_FINITE, "CASE_001"),
         (image_infinite, Exit.NOT_FINITE, "CASE_001"),
@@ -176,6 +182,16 @@ def test_a_dataset_that_is_not_there_is_refused(plan, work):
     assert caught.value.exit is Exit.NO_DATASET
 
 
+def test_a_description_without_its_channels_says_what_it_lacks(plan, work, site):
+    path = site.data_root / "Brain/dataset.json"
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "modality"})
+    )
+    with pytest.raises(Fault, match="has no 'modality', which the Decathlon layout asks for") as caught:
+        work(plan)
+    assert caught.value.exit is Exit.NO_DATASET
+
+
 # --- the machine ----------------------------------------------------------------------------------
 
 
@@ -194,9 +210,21 @@ def test_running_out_of_memory_has_its_exit_code(happens):
     assert caught.value.exit is Exit.OUT_OF_MEMORY
 
 
-def test_a_gpu_out_of_memory_has_its_exit_code():
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),  # another has all of the GPU
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("std::bad_alloc"),
+        SafetensorError("Error while deserializing header: I/O error: Cannot allocate memory (os error 12)"),
+    ],
+    ids=str,
+)
+def test_whoever_says_that_memory_ran_out_it_has_its_exit_code(error):
     with pytest.raises(Fault) as caught, machine_faults():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        raise error
     assert caught.value.exit is Exit.OUT_OF_MEMORY
 
 

@@ -118,6 +118,13 @@ def test_one_other_voxel_makes_another_content(case):
     assert content(case) != before
 
 
+def test_labels_that_a_tool_has_rounded_are_the_numbers_they_mean(case):
+    expected = read_case(case, recipe())[1]
+    label = volumes(1, shape=(10, 12, 14))[1]
+    save(case.label, label.astype(np.float32) * np.float32(1.0001) - np.float32(1e-4))
+    assert torch.equal(read_case(case, recipe())[1], expected)
+
+
 def test_image_and_label_are_resampled_onto_the_same_grid(case):
     image, label, spacing, _ = read_case(case, recipe(spacing=(1.0, 2.0, 4.0)))
     assert image.shape[1:] == label.shape

@@ -38,7 +38,7 @@ EXPLANATIONS: Mapping[Exit, str] = {
     Exit.BAD_SIGNATURE: "The job was changed on its way to the site, so it was not run.",
     Exit.TRANSFER_FAILED: "The site could not fetch the model or deliver its result. Check its connection to the object store.",
     Exit.MODEL_MISMATCH: "The global model does not fit the network of the plan.",
-    Exit.NO_DATASET: "The dataset is not at the site: there is no folder with a dataset.json of that name.",
+    Exit.NO_DATASET: "The dataset is not at the site, or its dataset.json cannot be used.",
     Exit.MISSING_FILE: "An image or a segmentation that dataset.json lists is missing.",
     Exit.UNREADABLE_IMAGE: "An image or a segmentation is damaged and cannot be read.",
     Exit.SHAPE_MISMATCH: "An image and its segmentation do not have the same size.",
