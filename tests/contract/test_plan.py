@@ -1,6 +1,7 @@
 """A plan reads what it wrote, and refuses every other value with a sentence at its field."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -123,6 +124,10 @@ def test_every_field_of_the_plan_is_covered_by_a_refused_value():
         lambda d: d["task"].update(regions=[{"name": "X"}]),
         lambda d: d.update(patch=[64, 64]),
         lambda d: d.update(optimizer=None),
+        lambda d: d.update(patch=[math.inf, 64, 64]),
+        lambda d: d.update(spacing=[10**400, 1, 1]),
+        lambda d: d["optimizer"].update(learning_rate=10**400),
+        lambda d: d["task"]["regions"][0].update(labels=[math.inf]),
     ],
 )
 def test_a_broken_plan_document_is_a_contract_error(break_it):

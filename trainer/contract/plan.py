@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from trainer.contract.checks import ContractError
+from trainer.contract.checks import ContractError, is_number
 from trainer.contract.signing import canonical_json
 
 NETWORKS = ("unet", "residual_unet", "segresnet", "dynunet", "attention_unet", "swin_unetr")
@@ -159,7 +159,7 @@ def plan_from_json(document: Mapping[str, Any]) -> TrainingPlan:
         )
     except ContractError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ContractError(f"plan: {error}") from error
     problems = plan_problems(plan)
     if problems:
@@ -182,12 +182,7 @@ def plan_problems(plan: TrainingPlan) -> dict[str, str]:
             found.setdefault(name, text)
 
     def number(value: object, low: float, high: float) -> bool:
-        return (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-            and low <= value <= high
-        )
+        return is_number(value) and low <= value <= high  # type: ignore[operator]
 
     def whole(value: object, low: int, high: int) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
