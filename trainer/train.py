@@ -104,7 +104,7 @@ def fit(
     proximal = losses.ProximalTerm(network, plan.proximal_mu) if plan.proximal_mu else None
     scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.mixed)
     total = plan.local_epochs * plan.steps_per_epoch(len(cases))
-    step = 0
+    step = skipped = 0
     network.train()
     for epoch in range(plan.local_epochs):
         seed = seed_for(plan.seed, spec.round, spec.site, epoch)
@@ -124,7 +124,9 @@ def fit(
             objective = loss if proximal is None else loss + proximal()
             scaler.scale(objective).backward()
             scaler.step(stepper)
+            scale = scaler.get_scale()
             scaler.update()
+            skipped += scaler.get_scale() < scale
             step += 1
             summed, samples = summed + value * len(batch.image), samples + len(batch.image)
             report.metric(_record("loss", value, step, step / total, len(batch.image)))
@@ -134,6 +136,10 @@ def fit(
             f"Epoch {epoch + 1} of {plan.local_epochs}: loss {summed / samples:.4f}.",
             epoch=epoch + 1,
             loss=summed / samples,
+        )
+    if skipped:
+        report.say(
+            f"In {skipped} of {step} steps a gradient was too large for float16: they changed nothing.", skipped=skipped
         )
     if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
         raise Fault(Exit.DIVERGED, "The weights are not finite.")

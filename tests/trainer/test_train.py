@@ -262,6 +262,18 @@ def test_mixed_precision_trains_as_float32_does_but_for_rounding(plan, work, rep
     assert rounded[-1] < rounded[0]
 
 
+def test_a_step_whose_gradients_do_not_fit_into_float16_changes_nothing_and_is_told(plan, work, report, monkeypatch):
+    plan = changed(plan, optimizer={"treatment": "aggregate"}, loss="dice_ce")
+    monkeypatch.setattr("trainer.train.settle", lambda *plan, **rest: replace(settle(*plan, **rest), mixed=True))
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, **more: scaler(device, init_scale=2.0**60, **more))
+    outcome, run_dir = work(plan)
+    before, after = (load_file(path) for path in (next(run_dir.parents[2].glob("initial-*")), outcome.update))
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert not any(tensor.any() for tensor in load_file(outcome.optimizer).values()), "nor does the optimizer count it"
+    assert report.said[-1] == "In 2 of 2 steps a gradient was too large for float16: they changed nothing."
+
+
 # --- the initial model and one that does not fit --------------------------------------------------
 
 
