@@ -25,7 +25,6 @@ BRAIN_TASK = Task(
 
 def make_user(username: str = "", role: str = Role.RESEARCHER, **fields: Any) -> User:
     username = username or f"user{next(_count)}"
-    fields.setdefault("is_staff", role == Role.OPERATOR)
     user = User(username=username, role=role, **fields)
     user.set_password(PASSWORD)
     user.save()

@@ -18,8 +18,8 @@ OPEN = {
     "accounts/login/",
     "ui/theme/",
     "ui/healthz/",
-    "admin/login/",  # Django's own: two that sign in and out, and its words
-    "admin/logout/",
+    "admin/login/",  # leads to the portal's own
+    "admin/logout/",  # Django's, and its words
     "admin/jsi18n/",
 }
 """What answers people who are not signed in."""

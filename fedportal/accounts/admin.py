@@ -1,10 +1,13 @@
-"""Users in the admin: stock forms, with the role."""
+"""Who gets into the admin, by which door, and people in it: stock forms, with the role."""
 
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as StockUserAdmin
 from django.contrib.auth.decorators import login_not_required
+from django.contrib.auth.forms import UserCreationForm
 from django.contrib.auth.models import Group
+from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
 from knox.models import AuthToken
 
 from fedportal.accounts.models import User
@@ -15,22 +18,30 @@ admin.site.unregister(AuthToken)  # knox's admin creates tokens for others and s
 admin.site.site_header = "fedportal"
 admin.site.site_title = "fedportal"
 admin.site.index_title = "Administration"
-_stock_sign_in = admin.site.login
+
+
+def is_open_to(request: HttpRequest) -> bool:
+    """Say whether somebody gets into the admin: operators do, by their role alone."""
+    return request.user.is_active and request.user.is_operator
 
 
 @login_not_required
-def sign_in(request: HttpRequest, extra_context: dict | None = None) -> HttpResponse:
-    """The stock page, but not for those who are signed in and no operator: they are told that, as on every page."""
-    require(request.user.is_anonymous or admin.site.has_permission(request), OPERATORS_ONLY)
-    return _stock_sign_in(request, extra_context)
+def sign_in(request: HttpRequest) -> HttpResponse:
+    """Lead to the portal's own page, for there is one. Who is signed in and no operator is told so, as everywhere."""
+    require(request.user.is_anonymous or is_open_to(request), OPERATORS_ONLY)
+    return redirect_to_login(request.GET.get("next", reverse("admin:index")))
 
 
+admin.site.has_permission = is_open_to
 admin.site.login = sign_in
 
 
 @admin.register(User)
 class UserAdmin(StockUserAdmin):
-    list_display = ["username", "get_full_name", "role", "is_active", "last_login"]
+    """People. Guarded as ``services.change_user`` guards them."""
+
+    add_form = UserCreationForm  # who has no password cannot sign in: there is no other way
+    list_display = ["username", "name", "role", "is_active", "last_login"]
     list_filter = ["role", "is_active"]
     fieldsets = [
         (None, {"fields": ["username", "password"]}),
@@ -38,8 +49,8 @@ class UserAdmin(StockUserAdmin):
         (
             "What this person may do",
             {
-                "fields": ["role", "is_active", "is_staff", "is_superuser"],
-                "description": "The role decides on the pages; staff status opens this admin and belongs to operators.",
+                "fields": ["role", "is_active", "is_superuser"],
+                "description": "The role decides. A superuser is an operator whose account other operators cannot change.",
             },
         ),
         ("Dates", {"fields": ["last_login", "date_joined"]}),
@@ -47,9 +58,27 @@ class UserAdmin(StockUserAdmin):
     readonly_fields = ["last_login", "date_joined"]
     filter_horizontal = []
     add_fieldsets = [
-        (None, {"classes": ["wide"], "fields": ["username", "usable_password", "password1", "password2"]}),
-        ("What this person may do", {"fields": ["role", "is_staff"]}),
+        (None, {"classes": ["wide"], "fields": ["username", "password1", "password2"]}),
+        ("What this person may do", {"fields": ["role"]}),
     ]
+
+    @admin.display(description="name", ordering="first_name")
+    def name(self, person: User) -> str:
+        return person.get_full_name()
+
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> list[str]:
+        if obj is None:
+            return self.readonly_fields
+        fixed = ["username", *self.readonly_fields]  # the journal names people by their user name
+        if obj == request.user:
+            fixed += ["role", "is_active", "is_superuser"]
+        elif not request.user.is_superuser:
+            fixed.append("is_superuser")
+        return fixed
+
+    def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        is_above = obj is not None and obj.is_superuser and not request.user.is_superuser
+        return super().has_change_permission(request, obj) and not is_above
 
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         return False  # accounts are closed, not deleted: the journal names people by their user name
@@ -60,7 +89,8 @@ class TokenAdmin(admin.ModelAdmin):
     """Operators see whose tokens exist and revoke them; only their owners create them (profile page)."""
 
     list_display = ["begins_with", "user", "created", "expiry"]
-    list_filter = ["user"]
+    list_select_related = ["user"]
+    search_fields = ["user__username", "token_key"]
     fields = readonly_fields = ["begins_with", "user", "created", "expiry"]
 
     @admin.display(description="begins with")

@@ -7,7 +7,7 @@ from typing import Any
 from django.contrib.auth import update_session_auth_hash
 from django.contrib.auth.forms import PasswordChangeForm
 from django.http import Http404
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import extend_schema, extend_schema_view
 from knox.models import AuthToken
 from rest_framework import generics, serializers, status
 from rest_framework.request import Request
@@ -68,6 +68,7 @@ class NewTokenSerializer(TokenSerializer):
 
 
 @extend_schema(tags=ACCOUNT)
+@extend_schema_view(patch=extend_schema(description="Change one's own name and address."))
 class MeView(generics.RetrieveUpdateAPIView):
     """The person whom the credentials of this request belong to."""
 

@@ -1,6 +1,10 @@
 """People and what they may do."""
 
-from django.contrib.auth.models import AbstractUser
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.auth.models import AbstractUser, UserManager
 from django.db import models
 from django.utils import timezone
 
@@ -12,8 +16,18 @@ class Role(models.TextChoices):
     AUDITOR = "auditor", "Auditor"
 
 
+class People(UserManager):
+    use_in_migrations = False
+
+    def create_superuser(
+        self, username: str, email: str | None = None, password: str | None = None, **fields: Any
+    ) -> User:
+        """Create a superuser, who is an operator: ``manage.py createsuperuser`` makes the first one."""
+        return super().create_superuser(username, email, password, **{"role": Role.OPERATOR, **fields})
+
+
 class User(AbstractUser):
-    """A person. The role says what the pages offer; ``is_staff`` opens the admin (operators)."""
+    """A person. The role says what the pages offer and whom the admin lets in; ``is_staff`` and permissions are not used."""
 
     role = models.CharField(
         max_length=16,
@@ -22,6 +36,8 @@ class User(AbstractUser):
         help_text="Researchers compose experiments, stewards answer for a site's data, operators manage the portal, "
         "auditors read everything and change nothing.",
     )
+
+    objects = People()
 
     @property
     def is_operator(self) -> bool:
@@ -35,6 +51,13 @@ class User(AbstractUser):
     @property
     def sees_everything(self) -> bool:
         return self.is_operator or self.role == Role.AUDITOR
+
+    def has_perm(self, perm: str, obj: Any = None) -> bool:
+        """Operators may do all that the admin offers, others nothing of it."""
+        return self.is_active and self.is_operator
+
+    def has_module_perms(self, app_label: str) -> bool:
+        return self.is_active and self.is_operator
 
     def __str__(self) -> str:
         return self.get_full_name() or self.username

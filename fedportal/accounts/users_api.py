@@ -20,7 +20,7 @@ from fedportal.ui.serializers import StrictSerializer
 
 
 class UserSerializer(StrictSerializer, serializers.ModelSerializer):
-    """A person. ``is_active`` false closes the account; ``is_staff`` opens the admin and belongs to operators.
+    """A person. ``is_active`` false closes the account.
 
     Without a ``password`` a new person cannot sign in until one is set.
     """
@@ -30,8 +30,7 @@ class UserSerializer(StrictSerializer, serializers.ModelSerializer):
     class Meta:
         model = User
         fields = [
-            "username", "first_name", "last_name", "email", "role", "is_active", "is_staff", "password", "last_login",
-            "date_joined",
+            "username", "first_name", "last_name", "email", "role", "is_active", "password", "last_login", "date_joined",
         ]  # fmt: skip
         read_only_fields = ["last_login", "date_joined"]
 
@@ -60,14 +59,17 @@ class UserViewSet(viewsets.GenericViewSet):
     lookup_value_regex = "[^/]+"
 
     def list(self, request: Request) -> Response:
+        """People of the portal (operators)."""
         page = self.paginate_queryset(self.get_queryset())
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
     def retrieve(self, request: Request, username: str) -> Response:
+        """One person (operators)."""
         return Response(self.get_serializer(self.get_object()).data)
 
     @extend_schema(responses={201: UserSerializer})
     def create(self, request: Request) -> Response:
+        """Add a person (operators). Without a password nobody can sign in with the account until one is set."""
         form = self.get_serializer(data=request.data)
         form.is_valid(raise_exception=True)
         person = services.create_user(**form.validated_data)

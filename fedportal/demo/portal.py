@@ -153,7 +153,6 @@ def ensure_people(passwords: Mapping[str, str]) -> dict[str, Any]:
                 "role": Role(name),
                 "first_name": first,
                 "last_name": "Demo",
-                "is_staff": name == "operator",
                 "is_superuser": name == "operator",
             },
         )

@@ -1,13 +1,14 @@
 from datetime import timedelta
 
 import pytest
+from django.core.management import call_command
 from django.utils import timezone
 from knox.models import AuthToken
 from rest_framework.test import APIClient
 
 from fedportal.accounts import services
 from fedportal.accounts.models import Role, User
-from tests.factories import PASSWORD, ada, audrey, eve, otto, stella
+from tests.factories import PASSWORD, ada, audrey, eve, make_user, otto, stella
 
 pytestmark = pytest.mark.django_db
 CAST = {"nobody": None, "ada": ada, "stella": stella, "otto": otto, "audrey": audrey}
@@ -94,11 +95,9 @@ def test_people_change_their_name(client):
 
 def test_nobody_changes_their_own_role(client):
     client.force_login(ada())
-    client.post(
-        "/accounts/profile/", {"first_name": "A", "role": Role.OPERATOR, "is_staff": "on", "is_superuser": "on"}
-    )
+    client.post("/accounts/profile/", {"first_name": "A", "role": Role.OPERATOR, "is_superuser": "on"})
     person = User.objects.get(username="ada")
-    assert (person.role, person.is_staff, person.is_superuser) == (Role.RESEARCHER, False, False)
+    assert (person.role, person.is_superuser) == (Role.RESEARCHER, False)
 
 
 def test_a_refused_profile_keeps_what_was_typed_and_stores_nothing(client):
@@ -226,7 +225,6 @@ def test_an_operator_adds_a_person_with_a_role(client):
     client.force_login(otto())
     sent = {
         "username": "new",
-        "usable_password": "true",
         "password1": "a-long-secret-77",
         "password2": "a-long-secret-77",
     }
@@ -252,12 +250,51 @@ def test_the_admin_says_to_others_that_it_is_for_operators(client, person):
     assert "Only operators of the portal may do this." in answer.content.decode()
 
 
-def test_a_stranger_signs_in_to_the_admin(client):
+@pytest.mark.parametrize("address", ["/admin/", "/admin/login/", "/admin/sites/site/?q=mainz"])
+def test_a_stranger_signs_in_to_the_admin_on_the_portals_own_page_and_comes_back(client, address):
     otto()
-    address = client.get("/admin/").url
-    assert client.get(address).status_code == 200
-    answer = client.post(address, {"username": "otto", "password": PASSWORD})
-    assert (answer.status_code, answer.url) == (302, "/admin/")
+    asked = client.get(address, follow=True)
+    assert "Images stay where they are." in asked.content.decode()
+    sent = {"username": "otto", "password": PASSWORD, "next": asked.context["next"]}
+    answer = client.post("/accounts/login/", sent)
+    assert (answer.status_code, answer.url) == (302, address.replace("login/", ""))
+
+
+def test_the_first_operator_is_made_by_a_command(client, monkeypatch):
+    monkeypatch.setenv("DJANGO_SUPERUSER_PASSWORD", PASSWORD)
+    call_command("createsuperuser", "--no-input", "--username=first", "--email=first@example.org")
+    assert User.objects.get(username="first").role == Role.OPERATOR
+
+
+def test_the_role_alone_opens_the_admin(client):
+    operator = make_user("olga", Role.OPERATOR)
+    client.force_login(operator)
+    shown = client.get("/admin/").content.decode()
+    assert all(f"/admin/{room}/" in shown for room in ("accounts/user", "sites/site", "experiments/experiment"))
+    User.objects.update(role=Role.RESEARCHER)
+    assert client.get("/admin/sites/site/").status_code == 302
+
+
+def test_an_operator_changes_no_superuser_and_makes_none_in_the_admin(client):
+    client.force_login(make_user("olga", Role.OPERATOR))
+    above, other = otto(), ada()
+    page = f"/admin/accounts/user/{above.pk}/change/"
+    assert client.post(page, {"role": Role.RESEARCHER}).status_code == 403
+    assert client.post(f"/admin/accounts/user/{above.pk}/password/", {}).status_code == 403
+    assert above.password not in client.get(page).content.decode()
+    sent = {"username": "other", "role": Role.STEWARD, "is_active": "on", "is_superuser": "on"}
+    assert client.post(f"/admin/accounts/user/{other.pk}/change/", sent).status_code == 302
+    other.refresh_from_db()
+    assert (other.username, other.role, other.is_superuser) == ("ada", Role.STEWARD, False)
+
+
+def test_nobody_shuts_themselves_out_in_the_admin(client):
+    me = otto()
+    client.force_login(me)
+    answer = client.post(f"/admin/accounts/user/{me.pk}/change/", {"role": Role.RESEARCHER, "first_name": "O."})
+    assert answer.status_code == 302
+    me.refresh_from_db()
+    assert (me.first_name, me.role, me.is_active, me.is_superuser) == ("O.", Role.OPERATOR, True, True)
 
 
 def test_the_admin_wears_the_portals_colours(client):

@@ -77,9 +77,11 @@ def test_one_good_account_does_not_pay_for_guesses_at_others():
 
 
 def test_the_admins_door_is_no_other_way_in():
-    guess(MOST_HERE, "otto", door="/admin/login/")
-    refused = sign_in("otto", door="/admin/login/")
-    assert (refused.status_code, "_auth_user_id" in refused.client.session) == (200, False)
+    right = sign_in("otto", door="/admin/login/?next=/admin/sites/site/")
+    assert (right.url, "_auth_user_id" in right.client.session) == (
+        "/accounts/login/?next=/admin/sites/site/",
+        False,
+    )
 
 
 def test_the_pause_ends_and_nothing_is_left_of_it():

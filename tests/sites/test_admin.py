@@ -107,10 +107,10 @@ def test_the_button_is_a_post(admin, method, status):
     assert getattr(admin, method)(f"/admin/sites/site/{make_site().pk}/check/").status_code == status
 
 
-def test_staff_without_the_right_cannot_press_the_button(client):
+def test_who_is_no_operator_cannot_press_the_button(client):
     client.force_login(make_user("clerk", is_staff=True))
     site = make_site()
-    assert client.post(f"/admin/sites/site/{site.pk}/check/").status_code == 403
+    assert client.post(f"/admin/sites/site/{site.pk}/check/", follow=True).status_code == 403
     assert not Site.objects.get().check_is_pending
 
 
