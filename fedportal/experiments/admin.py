@@ -17,6 +17,7 @@ from fedportal.accounts.models import User
 from fedportal.experiments import services
 from fedportal.experiments.models import Experiment, Participation, Round, SiteRun
 from fedportal.ui.forms import RowsField
+from fedportal.ui.templatetags.ui import state_badge
 
 
 class ReadOnlyInline(admin.TabularInline):
@@ -50,8 +51,15 @@ class RoundInline(ReadOnlyInline):
 
 class SiteRunInline(ReadOnlyInline):
     model = SiteRun
-    fields = ["participation", "state", "attempt", "train_cases", "weight", "reason"]
+    fields = ["site", "state", "attempt", "train_cases", "weight", "reason"]
     show_change_link = False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[SiteRun]:
+        return super().get_queryset(request).select_related("participation__site", "round__experiment")
+
+    @admin.display
+    def site(self, run: SiteRun) -> str:
+        return str(run.participation.site)
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):
@@ -80,10 +88,13 @@ class PeopleForm(forms.ModelForm):
 
 @admin.register(Experiment)
 class ExperimentAdmin(admin.ModelAdmin):
-    list_display = ["title", "key", "kind", "owner", "state", "rounds_planned", "site_count", "created_at", "ended_at"]
-    list_filter = ["kind", "state", "created_at", ("participations__site", admin.RelatedOnlyFieldListFilter)]
+    list_display = ["title", "key", "kind", "owner", "status", "site_count", "created_at"]
+    list_filter = ["kind", "state"]
     list_select_related = ["owner"]
-    search_fields = ["title", "key", "question", "owner__username"]
+    search_fields = [
+        "title", "key", "question", "owner__username", "participations__site__slug", "participations__site__name",
+    ]  # fmt: skip
+    search_help_text = "Title, key, question, owner, or a site that takes part."
     date_hierarchy = "created_at"
     fieldsets = [
         (None, {"fields": ["title", "question", "owner", "viewers"]}),
@@ -125,6 +136,10 @@ class ExperimentAdmin(admin.ModelAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Experiment]:
         return super().get_queryset(request).with_progress()
+
+    @admin.display(description="State", ordering="state")
+    def status(self, experiment: Experiment) -> SafeString:
+        return state_badge(experiment.status)
 
     @admin.display(description="Sites")
     def site_count(self, experiment: Experiment) -> int:

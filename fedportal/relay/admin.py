@@ -31,7 +31,7 @@ class RemoteInstanceAdmin(_ReadOnly):
 @admin.register(RemoteJob)
 class RemoteJobAdmin(_ReadOnly):
     list_display = ["run", "site", "dag_id", "state", "created_at", "delivered_at", "heard_at", "ended_at"]
-    list_filter = ["state", "site", "is_check"]
+    list_filter = ["state", "is_check"]
     list_select_related = ["site"]
-    search_fields = ["run", "remote_run_id"]
+    search_fields = ["run", "remote_run_id", "site__slug", "site__name"]
     exclude = ["conf"]

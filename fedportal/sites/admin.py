@@ -71,7 +71,7 @@ class DatasetAdmin(admin.ModelAdmin):
 
     form = CopiesForm
     list_display = ["name", "site", "title", "train_cases", "validation_cases", "is_available", "seen_at"]
-    list_filter = ["is_available", "site"]
+    list_filter = ["is_available"]
     list_select_related = ["site"]
     search_fields = ["name", "title", "site__name", "site__slug"]
     fields = [
@@ -92,7 +92,7 @@ class DatasetAdmin(admin.ModelAdmin):
 
 @admin.register(Site)
 class SiteAdmin(admin.ModelAdmin):
-    list_display = ["name", "slug", "city", "connector", "health_badge", "last_contact", "is_pool", "is_in_use"]
+    list_display = ["name", "slug", "city", "connector", "health_badge", "last_contact", "is_in_use"]
     list_filter = ["connector", "is_pool"]
     search_fields = ["name", "slug", "city"]
     actions = ["check_now"]

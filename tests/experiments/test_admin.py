@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from fedportal.experiments import services
 from tests.experiments.test_pages import text_of
-from tests.factories import eve, make_user, otto
+from tests.factories import eve, make_experiment, make_user, otto
+from tests.monitoring import scenes
 
 pytestmark = pytest.mark.django_db
 
@@ -58,3 +61,31 @@ def test_the_admin_adds_nothing_and_deletes_drafts_only(operator, draft):
     assert operator.get(f"/admin/experiments/experiment/{draft.pk}/delete/").status_code == 200
     services.start(experiment=draft, by=draft.owner)
     assert operator.get(f"/admin/experiments/experiment/{draft.pk}/delete/").status_code == 403
+
+
+def test_a_list_of_experiments_is_searched_by_their_sites_and_asks_for_no_more_with_more_of_them(
+    operator, draft, owner
+):
+    other = make_experiment(owner, title="Elsewhere")
+    site = draft.participations.first().site
+    found = text_of(operator.get(f"/admin/experiments/experiment/?q={site.slug}"))
+    assert (draft.title in found, other.title in found) == (True, False)
+    counts = []
+    for more in (1, 5):
+        for _ in range(more):
+            make_experiment(owner)
+        with CaptureQueriesContext(connection) as asked:
+            operator.get("/admin/experiments/experiment/")
+        counts.append(len(asked))
+    assert counts[0] == counts[1]
+
+
+def test_the_page_of_a_round_asks_for_no_more_with_more_sites(operator, owner):
+    counts = []
+    for sites in (2, 6):
+        opened = scenes.open_round(make_experiment(owner, sites=sites), 1)
+        with CaptureQueriesContext(connection) as asked:
+            page = text_of(operator.get(f"/admin/experiments/round/{opened.pk}/change/"))
+        assert all(str(run.participation.site) in page for run in opened.site_runs.all())
+        counts.append(len(asked))
+    assert counts[0] == counts[1]
