@@ -13,7 +13,6 @@ from django.shortcuts import redirect, render
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
-from django.views.defaults import bad_request as plain_bad_request
 
 from fedportal.ui.errors import TOO_LARGE, new_reference
 from fedportal.ui.gallery import GalleryForm, gallery_context
@@ -24,8 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Say that too much was sent. Anything else gets a page that stands alone: the address itself may be refused."""
     if not isinstance(exception, RequestDataTooBig):
-        return plain_bad_request(request, exception)
+        return render(None, "errors/400.html", status=400)
     context = {"title": "Too large", "text": TOO_LARGE}
     return render(request, "errors/refused.html", context, status=413)
 

@@ -99,6 +99,12 @@ def test_a_form_without_a_token_is_refused_in_words():
     assert "This form had grown old" in answer.content.decode()
 
 
+def test_an_address_that_is_not_the_portals_is_refused_in_words(client):
+    answer = client.get("/accounts/login/", headers={"host": "elsewhere.example"})
+    assert answer.status_code == 400
+    assert "Use the address that you were given" in answer.content.decode()
+
+
 @pytest.mark.django_db
 def test_the_api_page_stands_in_the_portals_frame_and_needs_no_inline_script(client):
     client.force_login(ada())
