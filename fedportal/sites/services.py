@@ -42,6 +42,10 @@ class SiteRetired(DomainError):
     """This site is retired: it is no longer checked and takes part in nothing new."""
 
 
+class SiteIsPool(DomainError):
+    """This is a pool, which the portal makes and keeps by itself. Change the sites whose data it reads."""
+
+
 class NoSignIn(DomainError):
     """Nobody signs in at this site: its connector does it by itself."""
 
@@ -97,8 +101,11 @@ def update(
     """Change a site and have it checked anew; the slug never changes.
 
     ``secrets`` are merged over the stored ones; an empty value forgets one. A site that gets another connector starts
-    with nothing of the old one's secrets. Raises :class:`SiteBusy` when it takes part in something meanwhile.
+    with nothing of the old one's secrets. Raises :class:`SiteBusy` when it takes part in something meanwhile, and
+    :class:`SiteIsPool`.
     """
+    if site.is_pool:
+        raise SiteIsPool
     if "slug" in fields and fields["slug"] != site.slug:
         raise DomainError("The short name of a site cannot change: the names of its runs and files are made of it.")
     values = dict(fields)
@@ -295,6 +302,8 @@ def record_contact(slug: str, *, reached_at: datetime | None, trouble: Trouble |
 
 def retire(site: Site) -> None:
     """Take a site out of use. Its history stays; it is not checked any more and no experiment can choose it."""
+    if site.is_pool:
+        raise SiteIsPool
     if site.is_retired:
         raise SiteRetired
     if site.is_busy:

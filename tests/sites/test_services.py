@@ -236,6 +236,16 @@ def test_a_site_in_an_experiment_under_way_is_not_retired():
     services.retire(site)
 
 
+def test_a_pool_is_the_portals_own():
+    pool = make_site("pool-1", is_pool=True)
+    with pytest.raises(services.SiteIsPool):
+        services.retire(pool)
+    with pytest.raises(services.SiteIsPool):
+        services.update(pool, city="Mainz")
+    pool.refresh_from_db()
+    assert (pool.is_retired, pool.city) == (False, "")
+
+
 def test_a_reinstated_site_is_checked_at_once():
     site = make_site()
     services.retire(site)
