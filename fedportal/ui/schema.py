@@ -11,5 +11,5 @@ def add_summaries(result: dict[str, Any], **_: Any) -> dict[str, Any]:
         for operation in operations.values():
             sentence = " ".join(operation.get("description", "").split("\n\n")[0].split()).split(". ")[0].rstrip(".")
             if sentence:
-                operation.setdefault("summary", sentence)
+                operation.setdefault("summary", sentence.replace("``", ""))
     return result
