@@ -56,7 +56,6 @@ INSTALLED_APPS = [
     "fedportal.relay",
     "fedportal.monitoring",
     "fedportal.orchestrator",
-    "fedportal.demo",
 ]
 
 # --- middleware -----------------------------------------------------------------------------------
@@ -178,8 +177,6 @@ SPECTACULAR_SETTINGS = {
         }
     },
     "SWAGGER_UI_DIST": "SIDECAR",
-    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "REDOC_DIST": "SIDECAR",
 }
 
 # --- static files -----------------------------------------------------------------------------------
