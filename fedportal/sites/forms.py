@@ -33,6 +33,9 @@ class SiteForm(forms.ModelForm):
         model = Site
         fields = ["name", "slug", "city", "contact", "stewards"]
         labels = {"slug": "Short name"}
+        help_texts = {
+            "slug": "At most 15 lower-case letters, digits and hyphens. It stands in addresses, file names and logs and cannot change later."
+        }
         widgets = {"slug": forms.TextInput(attrs={"spellcheck": "false", "autocapitalize": "none"})}
         field_classes = {"stewards": RowsField}
 
