@@ -33,8 +33,8 @@ class AirflowCheck(TrainerWords):
 
     def report(self) -> CheckReport:
         steps = take_steps(
-            ("Name", self._name),
-            ("Certificate", self._certificate),
+            ("Name", lambda: name_step(self._http)),
+            ("Certificate", lambda: certificate_step(self._http)),
             ("Version", self._which),
             ("Login", self._login),
             ("DAGs", self._dags),
@@ -45,12 +45,6 @@ class AirflowCheck(TrainerWords):
         return CheckReport(steps=steps, version=self._versions(), datasets=tuple(self.datasets), facts=self.facts())
 
     # --- the way there -------------------------------------------------------------------------------
-
-    def _name(self) -> str:
-        return name_step(self._http)
-
-    def _certificate(self) -> str:
-        return certificate_step(self._http)
 
     def _which(self) -> str:
         self._version = self._airflow().version()

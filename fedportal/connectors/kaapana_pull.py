@@ -41,8 +41,7 @@ _DAG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?\Z")
 class KaapanaPullConnector(Configured):
     """A Kaapana that polls the portal.
 
-    ``project``: the site's project object, which its operators need in every conf. ``train_dag``: the DAG that carries
-    out all kinds of runs.
+    ``project``: the site's project object, which its operators need in every conf. ``dag``: carries out all kinds of runs.
     """
 
     TITLE = "Kaapana behind a firewall (it polls the portal)"
