@@ -8,6 +8,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.db.models import prefetch_related_objects
+
 from fedportal.experiments.models import Experiment, Straggler, Weighting
 from fedportal.experiments.recipe import ALL_SETTINGS, BY_NAME, STRATEGY_SETTINGS, Setting, has_effect, value_of
 from fedportal.sites.counts import count_for, total_of
@@ -247,7 +249,8 @@ def differences(a: Experiment, b: Experiment) -> list[tuple[str, str, str]]:
         ours, theirs = (_in_effect(x, setting) for x in (a, b))
         if ours != theirs:
             rows.append((setting.label, ours, theirs))
-    ours, theirs = (listed([p.site.name for p in x.participations.select_related("site")]) or "none" for x in (a, b))
+    prefetch_related_objects([a, b], "participations__site")  # what is fetched already is left alone
+    ours, theirs = (listed([part.site.name for part in x.participations.all()]) or "none" for x in (a, b))
     if ours != theirs:
         rows.insert(0, ("Sites", ours, theirs))
     for part in ("channels", "regions"):

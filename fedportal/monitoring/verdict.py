@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedportal.experiments.models import MEAN, Kind
 from fedportal.experiments.plan import listed
+from fedportal.experiments.states import ExperimentState
 from fedportal.monitoring.comparison import Comparison, Contrast, Role, spread
 from fedportal.monitoring.statistics import Estimate
 
@@ -14,23 +15,27 @@ NAMES = {
     Role.CYCLIC: "cyclic weight transfer",
 }
 TOO_FEW = "too few cases for an interval"
+NOT_MEASURED_YET = "No case scores of the federated model yet. They come with the final evaluation of its run."
+NEVER_MEASURED = "There are no case scores of the federated model: its run ended before its final evaluation, or no site holds cases out."
 UNSETTLED = "The interval reaches over zero: these cases do not settle which is better."
 
 
 def headline(comparison: Comparison) -> list[str]:
     """Return what the federated model reached, most important first; what cannot be said is said, too."""
     if comparison.federated is None:
-        return ["No case scores of the federated model yet. They come with the final evaluation of its run."]
+        return [NOT_MEASURED_YET if comparison.family.is_active else NEVER_MEASURED]
     said, is_open = [], []
     pooled = next((one for one in comparison.contrasts if one.other.role == Role.POOLED), None)
     local = next((one for one in comparison.contrasts if one.other.role == Role.LOCAL), None)
     if pooled is not None and pooled.percentage.value is not None:
         said.append(f"Federated reached {_percent(pooled.percentage)} of pooled{without(pooled)}.")
     elif pooled is not None:
-        said.append(f"Federated is {_against(comparison, pooled)} the pooled model{without(pooled)}.")
+        said.append(about(comparison, pooled))
     else:
         is_open.append(f"How much of pooled training it reached is open: {_why_open(comparison, Kind.POOLED)}.")
-    if local is not None:
+    if local is not None and local.gain.value is None:
+        said.append(about(comparison, local))
+    elif local is not None:
         text = f"{'It' if said else 'Federated'} is {_against(comparison, local)} {_name_of(comparison, local)}."
         said.append(text if _is_settled(local.gain) else f"{text} {UNSETTLED}")
     else:
@@ -44,14 +49,21 @@ def headline(comparison: Comparison) -> list[str]:
 
 
 def _why_open(comparison: Comparison, kind: Kind) -> str:
-    if comparison.family.has(kind):
+    is_pooled = kind == Kind.POOLED
+    if not comparison.family.has(kind):
+        return f"there {'is no pooled baseline' if is_pooled else 'are no local-only baselines'} beside it"
+    states = {member.status for run in comparison.family.runs for member in run.of(kind)}
+    if states <= {ExperimentState.FAILED, ExperimentState.CANCELLED}:
+        return f"the {'pooled baseline' if is_pooled else 'local-only baselines'} did not come to the end"
+    if comparison.family.is_active:
         return "the cross-site evaluation has not measured it yet"
-    names = {Kind.POOLED: "there is no pooled baseline", Kind.LOCAL_ONLY: "there are no local-only baselines"}
-    return f"{names[kind]} beside it"
+    return "the pooled model has no number" if is_pooled else "no local-only model has a number at every site"
 
 
 def about(comparison: Comparison, contrast: Contrast) -> str:
     """Return a contrast as a sentence."""
+    if contrast.gain.value is None:
+        return f"Federated cannot be compared with {_name_of(comparison, contrast)}: no case has a score of both."
     return f"Federated is {_against(comparison, contrast)} {_name_of(comparison, contrast)}{without(contrast)}."
 
 
@@ -73,7 +85,9 @@ def about_sites(comparison: Comparison) -> list[str]:
     if known:
         better = [one for one, value in known if value > 0]
         sure = [one for one in better if one.gain.excludes_zero]
-        text = f"{len(better)} of {len(known)} sites get{'s' if len(better) == 1 else ''} a better model from joining than from training alone."
+        of, get = "site" if len(known) == 1 else "sites", "gets" if 1 in (len(known), len(better)) else "get"
+        of += " whose own model was measured" if len(known) < len(gains) else ""
+        text = f"{len(better)} of {len(known)} {of} {get} a better model from joining than from training alone."
         said.append(f"{text} {_how_sure(len(sure), len(better))}" if better else text)
         low, least = min(known, key=lambda pair: pair[1])
         word = "gains least" if least > 0 else "loses most"
@@ -127,19 +141,18 @@ def _with_interval(comparison: Comparison, estimate: Estimate) -> str:
 def _against(comparison: Comparison, contrast: Contrast) -> str:
     """Return “0.051 above (95 % interval 0.020 to 0.080)”; for a distance “0.8 mm shorter than”."""
     gain = contrast.gain
-    if gain.value is None:
-        return "not comparable with"
+    value = gain.value or 0.0
     if comparison.higher_is_better:
-        word = "above" if gain.value >= 0 else "below"
+        word = "above" if value >= 0 else "below"
     else:
-        word = "better than" if gain.value >= 0 else "worse than"
-    sign = 1 if gain.value >= 0 else -1
+        word = "better than" if value >= 0 else "worse than"
+    sign = 1 if value >= 0 else -1
     if gain.low is None or gain.high is None:
-        return f"{_size(comparison, abs(gain.value))} {word} ({TOO_FEW})"
+        return f"{_size(comparison, abs(value))} {word} ({TOO_FEW})"
     low, high = sorted((sign * gain.low, sign * gain.high))
     places = comparison.measure.decimals
     interval = f"95 % interval {_number(low, places)} to {_number(high, places)}"
-    return f"{_size(comparison, abs(gain.value))} ({interval}) {word}"
+    return f"{_size(comparison, abs(value))} ({interval}) {word}"
 
 
 def _size(comparison: Comparison, value: float) -> str:

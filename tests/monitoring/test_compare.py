@@ -216,11 +216,38 @@ def test_what_is_not_there_yet_is_said(client):
 
 
 def test_what_has_not_been_measured_yet_is_open(head):
-    Subject.objects.filter(experiment__kind=Kind.CROSS_SITE).exclude(role=Subject.Role.LOCAL).delete()
+    evaluation = Experiment.objects.filter(kind=Kind.CROSS_SITE)
+    evaluation.update(state=ExperimentState.RUNNING)
+    Subject.objects.filter(experiment__in=evaluation).exclude(role=Subject.Role.LOCAL).delete()
     above, own, pooled = verdict.headline(compared(head))
     assert above.startswith("Federated is 0.")
     assert own.startswith("Its own Dice is 0.")
     assert pooled.endswith("is open: the cross-site evaluation has not measured it yet.")
+
+
+def test_what_will_not_be_measured_is_not_promised(client, head):
+    CaseScore.objects.filter(subject="pooled").delete()
+    assert verdict.headline(compared(head))[-1].endswith("is open: the pooled model has no number.")
+    Experiment.objects.filter(kind=Kind.POOLED).update(state=ExperimentState.FAILED)
+    assert "is open: the pooled baseline did not come to the end." in verdict.headline(compared(head))[-1]
+    CaseScore.objects.all().delete()
+    text = page_of(client, head)
+    assert verdict.NEVER_MEASURED in text
+    assert "yet" not in text
+
+
+def test_what_no_case_has_a_score_of_is_not_compared(client, head):
+    CaseScore.objects.filter(name="hd95").update(value=None)
+    comparison = compared(head, measure=HD95)
+    assert verdict.headline(comparison) == [
+        "Federated cannot be compared with the pooled model: no case has a score of both.",
+        "What a hospital reaches alone is open: no local-only model has a number at every site.",
+    ]
+
+
+def test_one_site_is_one_site(client):
+    head = families.make_family(factories.ada(), sites=("graz",))
+    assert verdict.about_sites(compared(head))[0].startswith("1 of 1 site gets a better model")
 
 
 def test_members_say_how_far_they_are(client, head):
@@ -348,13 +375,13 @@ def test_the_api_gives_the_cases_piece_by_piece(client, head):
     assert len({row["id"] for row in seen}) == len(seen) == CaseScore.objects.count()
 
 
-def test_more_repeats_and_rounds_take_no_more_queries(client, head, django_assert_num_queries):
+def test_more_sites_repeats_and_rounds_take_no_more_queries(client, head, django_assert_num_queries):
     address = "monitoring:compare"
     client.force_login(head.owner)
     with CaptureQueriesContext(connection) as few:
         client.get(reverse(address, args=[head.key]))
     count = len(few)
-    larger = families.make_family(head.owner, sites=("bonn", "kiel", "jena"), repeats=3, rounds=9, cases=9)
+    larger = families.make_family(head.owner, sites=("bonn", "kiel", "jena", "gera"), repeats=3, rounds=9, cases=9)
     client.get(reverse(address, args=[larger.key]))
     with django_assert_num_queries(count):
         client.get(reverse(address, args=[larger.key]))
