@@ -18,7 +18,7 @@ from fedportal.accounts.models import User
 from fedportal.aggregation.strategies import STRATEGIES
 from fedportal.experiments import baselines, services
 from fedportal.experiments.bundles import READY, ask_for_bundle
-from fedportal.experiments.models import Experiment, GlobalModel, Kind
+from fedportal.experiments.models import CONTROLLERS_ONLY, Experiment, GlobalModel, Kind
 from fedportal.experiments.plan import PRESETS, preset_plan
 from fedportal.experiments.readiness import checklist
 from fedportal.experiments.recipe import SETTINGS
@@ -41,7 +41,7 @@ class MayControl(permissions.BasePermission):
     """Reading is decided by the queryset; writing is for owner and operators, cloning for all who may compose, a
     bundle for all who may download."""
 
-    message = "You may look at this experiment, but only its owner or an operator may change it."
+    message = CONTROLLERS_ONLY
 
     def has_permission(self, request: Request, view: Any) -> bool:
         if view.action in ("create", "clone") and not request.user.may_compose:

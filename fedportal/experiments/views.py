@@ -18,7 +18,7 @@ from django.views.generic import ListView
 from fedportal.accounts.models import User
 from fedportal.experiments import baselines, bundles, services
 from fedportal.experiments.forms import SECTIONS, BaselinesForm, FilterForm, SectionForm
-from fedportal.experiments.models import Experiment, GlobalModel
+from fedportal.experiments.models import CONTROLLERS_ONLY, Experiment, GlobalModel
 from fedportal.experiments.plan import PRESETS, differences
 from fedportal.experiments.readiness import checklist
 from fedportal.experiments.recipe import GROUPS, has_effect, of_section, value_of
@@ -30,7 +30,6 @@ from fedportal.ui.permissions import ComposerRequiredMixin, composer_required, r
 REVIEW = "review"
 TITLES = {name: form.title for name, form in SECTIONS.items()} | {REVIEW: "Review"}
 CLONES_OFFERED = 10
-NOT_YOURS = "You may look at this experiment, but only its owner or an operator may change it."
 
 
 def visible(request: HttpRequest, key: str) -> Experiment:
@@ -43,7 +42,7 @@ def visible(request: HttpRequest, key: str) -> Experiment:
 def controlled(request: HttpRequest, key: str) -> Experiment:
     """Fetch an experiment that this person may change; one that they may only see is refused."""
     experiment = visible(request, key)
-    require(experiment.can_be_controlled_by(request.user), NOT_YOURS)
+    require(experiment.can_be_controlled_by(request.user), CONTROLLERS_ONLY)
     return experiment
 
 

@@ -1,11 +1,14 @@
 // The composer works without this. It spares a mistake: leaving with unsaved entries, ticking datasets that do not go
 // together, filling in a setting that the chosen optimizer or schedule does not use. And it counts gradient steps.
 
+import { chooseSites } from "./choose.js";
+
 const form = document.querySelector("[data-composer]");
 
 if (form) {
   warnBeforeLosing(form);
   markDatasets(document.querySelectorAll("input[data-task]"));
+  for (const bar of document.querySelectorAll("[data-choose-sites]")) chooseSites(bar);
   for (const control of form.querySelectorAll("[data-needs]")) onlyWithEffect(control);
   for (const box of form.querySelectorAll("input[data-with]")) tickTogether(box, form.querySelector(`[value="${box.dataset.with}"]`));
   if (form.querySelector("[data-together]")) countSteps(form);

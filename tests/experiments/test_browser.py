@@ -4,10 +4,11 @@ and there is nothing for axe to find."""
 import pytest
 from django.conf import settings
 from django.test import Client
+from playwright.sync_api import expect
 
 from fedportal.experiments.models import GlobalModel
 from fedportal.experiments.recipe import STRATEGY_SETTINGS
-from tests.factories import ada, make_experiment
+from tests.factories import ada, make_dataset, make_experiment, make_site
 from tests.fixtures_browser import violations
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -135,3 +136,28 @@ def test_without_scripts_the_ensemble_alone_is_refused_at_its_ticks(open_page, d
     page.get_by_role("button", name="Save draft").click()
     draft.refresh_from_db()
     assert draft.baselines == ["local_only", "ensemble"]
+
+
+def test_among_many_sites_one_is_found_and_the_chosen_ones_stay_in_sight(open_page, draft):
+    for name in ("Zürich", "Ulm", "Graz", "Kiel"):
+        make_dataset(make_site(name=f"Hospital {name}"))
+    page = open_page(f"/experiments/{draft.key}/edit/sites/")
+    search, said = page.get_by_label("Find a site or a dataset"), page.get_by_role("status")
+    expect(said).to_have_text("3 of 7 sites chosen.")
+    search.fill("zurich")
+    expect(said).to_have_text("3 of 7 sites chosen. The search finds 1.")
+    page.keyboard.press("Enter")  # stays, and does not save the draft
+    page.get_by_role("checkbox").locator("visible=true").check()
+    expect(said).to_have_text("4 of 7 sites chosen. The search finds 1.")
+    assert violations(page) == []
+    page.get_by_role("button", name="Choose none").click()
+    expect(said).to_have_text("0 of 7 sites chosen. The search finds 1.")
+    page.get_by_role("checkbox").locator("visible=true").check()
+    search.fill("")
+    page.get_by_label("Task01_BrainTumour").first.check()
+    page.get_by_role("button", name="Take Hospital Zürich out").press("Enter")
+    expect(said).to_have_text("1 of 7 sites chosen.")
+    page.get_by_role("button", name="Save draft").locator("visible=true").click()
+    expect(page.get_by_text("Draft saved.")).to_be_visible()
+    assert draft.participations.count() == 1
+    assert page.complaints == []

@@ -145,6 +145,13 @@ def test_sites_that_cannot_take_part_say_why(browser, draft):
     assert "Hospital sick was not checked yet. Ask its steward or an operator for a check." in page
 
 
+def test_many_sites_can_be_searched_and_few_need_no_search(browser, draft):
+    assert "data-choose-sites" not in text_of(browser.get(edit(draft, "sites")))
+    for _ in range(4):
+        make_dataset(make_site())
+    assert "data-choose-sites" in text_of(browser.get(edit(draft, "sites")))
+
+
 def test_the_recipe_of_a_draft_without_sites_points_to_the_sites(browser, owner):
     page = text_of(browser.get(edit(services.create_draft(owner=owner, preset="blank"), "recipe")))
     assert "Choose the sites first" in page

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fedportal.experiments.models.model import GlobalModel
     from fedportal.experiments.models.round import Round
 
+CONTROLLERS_ONLY = "You may look at this experiment, but only its owner or an operator may change it."
+
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
