@@ -12,6 +12,8 @@ LATE_FACTOR, LATE_SECONDS = 1.25, 2.0
 """A site is late when it takes so much longer than usual; the seconds keep tiny rounds from crying wolf."""
 SILENT_SECONDS = 60.0
 """After so long without a sign of life the page says so."""
+MOST_NOTES = 5
+"""So many sentences stand above the curves; beyond, the last one counts the other sites."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,11 @@ def notes(sites: Iterable[SiteNow]) -> list[str]:
         if site.running is None:
             continue
         if site.silent is not None and site.silent > SILENT_SECONDS:
-            said.append(f"Last heard from {site.name} {in_words(site.silent)} ago.")
+            said.append(f"{site.name} was last heard from {in_words(site.silent)} ago.")
         elif site.is_late:
             said.append(f"Waiting for {site.name}: usually {in_words(site.usual or 0)}, now {in_words(site.running)}.")
+    if len(said) > MOST_NOTES:
+        said[MOST_NOTES - 1 :] = [
+            f"{len(said) - MOST_NOTES + 1} more sites are late or silent: the table below has them."
+        ]
     return said

@@ -114,6 +114,9 @@ class Overview:
         if experiment.kind == ExperimentKind.CROSS_SITE:
             return "Every model at every site"
         if experiment.status is ExperimentState.COMPLETED or current is None:
+            wanted = experiment.plan.get("rounds", 0)  # an early stop shortens rounds_planned, but not the plan
+            if experiment.rounds_planned < wanted:
+                return f"{self.finished_rounds} of {wanted} rounds, stopped early"
             return f"{self.finished_rounds} of {experiment.rounds_planned} rounds"
         if current.round.kind == RoundKind.EVALUATE:
             return "Final evaluation"

@@ -237,7 +237,7 @@ export class Curves {
         ? `Each ${word}, measured at every site on cases it never trains with; the thick line is the mean over the sites.`
         : "Each site's own model after its local training, before it is merged; the thick line is the global model.";
     const caption = chart.figure.querySelector("[data-caption]");
-    const better = chart.name === "dice" ? "Higher is better." : chart.unit ? `In ${chart.unit}; lower is better.` : "Lower is better.";
+    const better = chart.name === "dice" ? "0 is no overlap with the outline drawn by people, 1 a perfect one." : chart.unit ? `In ${chart.unit}; lower is better.` : "Lower is better.";
     const text = `${what} ${better}`;
     if (caption.textContent !== text) caption.textContent = text;
   }

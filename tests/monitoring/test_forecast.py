@@ -48,7 +48,15 @@ def test_nobody_is_blamed_without_reason(site):
 
 
 def test_a_silent_site_is_named_with_its_last_sign_of_life():
-    assert notes([SiteNow("Mainz", running=300, usual=12, silent=240)]) == ["Last heard from Mainz 4 min ago."]
+    assert notes([SiteNow("Mainz", running=300, usual=12, silent=240)]) == ["Mainz was last heard from 4 min ago."]
+
+
+def test_thirty_silent_sites_do_not_push_the_curves_away():
+    said = notes(SiteNow(f"Site {number}", running=300, silent=240) for number in range(30))
+    assert said[3:] == [
+        "Site 3 was last heard from 4 min ago.",
+        "26 more sites are late or silent: the table below has them.",
+    ]
 
 
 def test_a_site_that_does_not_answer_is_named_even_before_its_run_has_begun():

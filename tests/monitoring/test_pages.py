@@ -161,6 +161,14 @@ def test_the_final_evaluation_is_no_round_of_its_own(running):
     assert (view.where, view.finished_rounds) == ("Final evaluation", 4)
 
 
+def test_an_early_stop_is_told_with_the_rounds_that_were_planned(running):
+    scenes.finish_round(running.rounds.get(number=4))
+    scenes.change(running, state=ExperimentState.COMPLETED)
+    assert overview(running).where == "4 of 4 rounds"
+    scenes.change(running, plan={**running.plan, "rounds": 9})
+    assert overview(running).where == "4 of 9 rounds, stopped early"
+
+
 def test_a_late_and_a_silent_site_are_named(running):
     began = timezone.now() - timedelta(seconds=50)
     Attempt.objects.filter(site_run__round__number=4).update(launched_at=began, heard_at=timezone.now())
@@ -169,7 +177,7 @@ def test_a_late_and_a_silent_site_are_named(running):
     )
     notes = overview(running).notes
     assert notes[0].startswith("Waiting for Hospital mainz: usually 10 s, now 5")
-    assert notes[1] == "Last heard from Hospital ulm 4 min ago."
+    assert notes[1] == "Hospital ulm was last heard from 4 min ago."
 
 
 def test_the_worst_site_is_named_beside_the_mean(running):

@@ -62,14 +62,14 @@ def test_the_api_and_the_exports_withhold_them(client, experiment, people, who, 
 def test_the_live_page_and_a_sites_part_withhold_them(client, experiment, people):
     address = f"/experiments/{experiment.key}/"
     client.force_login(people["ada"])
-    assert "fewer than 5 + fewer than 5 cases" in client.get(address).content.decode()
+    assert "fewer than 5 cases to train on, fewer than 5 held out" in client.get(address).content.decode()
     shown = client.get(f"{address}sites/mainz/").content.decode()
     assert "fewer than 5 training and fewer than 5 held-out" in shown
     assert "<dd>fewer than 5</dd>" in shown
     client.force_login(people["stella"])
     shown = client.get(address).content.decode()
-    assert "4 + 3 cases" in shown
-    assert "fewer than 5 + fewer than 5 cases" in shown
+    assert "4 cases to train on, 3 held out" in shown
+    assert "fewer than 5 cases to train on, fewer than 5 held out" in shown
     assert "<dd>4</dd>" in client.get(f"{address}sites/mainz/").content.decode()
 
 
