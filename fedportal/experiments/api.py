@@ -123,6 +123,7 @@ class ExperimentViewSet(viewsets.GenericViewSet):
         return self.get_paginated_response(ExperimentRowSerializer(page, many=True).data)
 
     def create(self, request: Request) -> Response:
+        """Create a draft from a preset; ``plan`` and the other fields say what is to be otherwise."""
         values = self._checked(NewExperimentSerializer(data=request.data, context={"request": request}))
         participants = values.pop("participations", None)
         experiment = services.create_draft(
@@ -136,6 +137,7 @@ class ExperimentViewSet(viewsets.GenericViewSet):
         return self._shown(experiment, status.HTTP_201_CREATED)
 
     def retrieve(self, request: Request, key: str) -> Response:
+        """An experiment with its plan, its sites and how far it is."""
         return Response(self.get_serializer(self.get_object()).data)
 
     def partial_update(self, request: Request, key: str) -> Response:
