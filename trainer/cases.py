@@ -75,7 +75,7 @@ def read_dataset(data_root: Path, name: str) -> Dataset:
         raise Fault(
             Exit.NO_DATASET, f"{name}/dataset.json has no {error}, which the Decathlon layout asks for."
         ) from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise Fault(Exit.NO_DATASET, f"{name}/dataset.json does not follow the Decathlon layout: {error}.") from error
 
 
@@ -121,13 +121,16 @@ def folder_of(root: Path, name: str) -> Path:
     return folder
 
 
-def _document(folder: Path) -> Any:
+def _document(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        document = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise Fault(Exit.NO_DATASET, f"Looked for {folder.name}/dataset.json.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Fault(Exit.NO_DATASET, f"{folder.name}/dataset.json is not valid JSON.") from error
+    if not isinstance(document, dict):
+        raise Fault(Exit.NO_DATASET, f"{folder.name}/dataset.json is a list or a single value.")
+    return document
 
 
 def hold_out(cases: tuple[Case, ...]) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
@@ -177,14 +180,17 @@ def task_of(document: Mapping[str, Any]) -> Task:
 
 
 def _cases(entries: Any, *, folder: Path, root: Path) -> tuple[Case, ...]:
-    cases = tuple(
-        Case(
-            name=case_name(Path(entry["image"])),
-            image=_inside(folder / entry["image"], root),
-            label=_inside(folder / entry["label"], root),
+    try:
+        cases = tuple(
+            Case(
+                name=case_name(Path(entry["image"])),
+                image=_inside(folder / entry["image"], root),
+                label=_inside(folder / entry["label"], root),
+            )
+            for entry in entries
         )
-        for entry in entries
-    )
+    except TypeError as error:
+        raise ValueError('its cases are not pairs like {"image": "a.nii.gz", "label": "b.nii.gz"}') from error
     if len({case.image for case in cases}) != len(cases):
         raise ValueError("an image is listed twice")
     return cases
@@ -198,17 +204,25 @@ def _inside(path: Path, root: Path) -> Path:
 
 
 def _channels(document: Mapping[str, Any]) -> tuple[str, ...]:
-    modality = {int(number): str(name) for number, name in document["modality"].items()}
+    modality = _numbered(document, "modality")
     if sorted(modality) != list(range(len(modality))) or not modality:
         raise ValueError("modality does not number its channels 0, 1, 2, …")
     return tuple(modality[number] for number in sorted(modality))
 
 
 def _labels(document: Mapping[str, Any]) -> dict[int, str]:
-    labels = {int(number): str(name) for number, name in document["labels"].items()}
+    labels = _numbered(document, "labels")
     if not labels or any(not 0 <= number <= 255 for number in labels):
         raise ValueError("label numbers are not between 0 and 255")
     return dict(sorted(labels.items()))
+
+
+def _numbered(document: Mapping[str, Any], what: str) -> dict[int, str]:
+    """Return what has numbers as keys and names as values. Raises ``KeyError`` or ``ValueError``."""
+    try:
+        return {int(number): str(name) for number, name in document[what].items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'{what} does not give names to numbers, as in {{"0": "a name"}}') from error
 
 
 def _folded(name: str) -> str:

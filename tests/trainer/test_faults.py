@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 
 from tests.trainer.conftest import changed, edit_json, save, volumes
 from trainer import augmentation, cache, weights
+from trainer.cases import read_dataset
 from trainer.contract import EXPLANATIONS, Exit, Kind
 from trainer.failures import machine_faults
 from trainer.job import Fault
@@ -182,13 +184,34 @@ def test_a_dataset_that_is_not_there_is_refused(plan, work):
     assert caught.value.exit is Exit.NO_DATASET
 
 
-def test_a_description_without_its_channels_says_what_it_lacks(plan, work, site):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.pop("modality"), "has no 'modality', which the Decathlon layout asks for"),
+        (lambda d: d["training"][0].pop("label"), "has no 'label', which the Decathlon layout asks for"),
+        (lambda d: d.update(labels={"background": 0, "edema": 1}), "labels does not give names to numbers"),
+        (lambda d: d.update(modality=["MRI"]), "modality does not give names to numbers"),
+        (lambda d: d.update(training=["./imagesTr/CASE_000.nii.gz"]), "its cases are not pairs"),
+        (lambda d: d.update(validation=7), "its cases are not pairs"),
+        (lambda d: d["training"][0].update(image=None), "its cases are not pairs"),
+        (lambda d: d["training"].append(d["training"][0]), "an image is listed twice"),
+    ],
+)
+def test_a_description_that_cannot_be_used_says_why(site, change, words):
     path = site.data_root / "Brain/dataset.json"
-    path.write_text(
-        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "modality"})
-    )
-    with pytest.raises(Fault, match="has no 'modality', which the Decathlon layout asks for") as caught:
-        work(plan)
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(Fault, match=re.escape(words)) as caught:
+        read_dataset(site.data_root, "Brain")
+    assert caught.value.exit is Exit.NO_DATASET
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "{", "[" * 100_000, ""])
+def test_a_description_that_is_none_is_refused(site, text):
+    (site.data_root / "Brain/dataset.json").write_text(text)
+    with pytest.raises(Fault) as caught:
+        read_dataset(site.data_root, "Brain")
     assert caught.value.exit is Exit.NO_DATASET
 
 
