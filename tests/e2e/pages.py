@@ -23,7 +23,8 @@ DEMO_SITES = ("Altberg University Hospital", "Linden Hospital", "Seeblick Clinic
 
 
 def register(page: Page, connector: str, *, name: str, slug: str, fields: Mapping[str, str | Path]) -> None:
-    """Register a site by a connector, whose card begins with this text. ``fields``: by their labels; a path is uploaded."""
+    """Register a site by a connector, whose card begins with this text. ``fields``: by their labels; a path is uploaded, and
+    of choices the one with that text is taken."""
     page.goto("/sites/")
     page.get_by_role("link", name="Register a site").first.click()
     page.get_by_role("link", name=re.compile(f"^{connector}")).click()
@@ -33,6 +34,8 @@ def register(page: Page, connector: str, *, name: str, slug: str, fields: Mappin
         field = page.get_by_label(re.compile(rf"^{label}( optional)?$"))
         if isinstance(value, Path):
             page.locator(".field", has=field).locator("input[type=file]").set_input_files(value)
+        elif field.evaluate("field => field.tagName") == "SELECT":
+            field.select_option(label=value)
         else:
             field.fill(value)
     page.get_by_role("button", name="Register and check").click()
@@ -67,6 +70,7 @@ def expect_ready(page: Page, slug: str, *, timeout: float = 300) -> dict[str, st
         assert time.monotonic() < end, f"{health}: {page.locator('[data-part=check]').inner_text()}"
         page.wait_for_timeout(1000)
         page.goto(f"/sites/{slug}/")
+    page.goto(f"/sites/{slug}/")  # a page that is open renews its parts one after the other
     steps = page.locator("[data-part=check] .steps > li")
     assert page.locator("[data-part=check] .step--good").count() == steps.count(), steps.all_inner_texts()
     names = page.locator("[data-part=check] .steps__name").all_inner_texts()

@@ -2,26 +2,22 @@
 script and with one."""
 
 import os
-import threading
 from datetime import timedelta
-from functools import partial
-from types import SimpleNamespace
 
 import pytest
 from django.conf import settings
 from django.test import Client
 from django.utils import timezone
+from playwright.sync_api import expect
 
 from fedportal.connectors import registry
 from fedportal.connectors.base import CheckReport, CheckStep
-from fedportal.orchestrator import health
-from fedportal.orchestrator.beside import keep_looking
-from fedportal.orchestrator.tools import Connectors
 from fedportal.sites import services
 from fedportal.sites.models import SignIn, Site
 from tests.factories import make_dataset, make_site, otto
 from tests.fixtures_browser import violations
 from tests.orchestrator.fakes import MemoryStore
+from tests.sites.conftest import checks_at_work
 from tests.sites.probe import DEFINITION, KIND, certificate
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -173,18 +169,10 @@ def test_the_steps_of_a_check_are_seen_by_a_reload_without_scripts(open_page):
 
 @pytest.fixture
 def orchestrator(session, scripted_server, settings):
-    """The orchestrator's loop of checks, at work: real connectors, and a warm (scripted) trainer behind its socket."""
+    """The orchestrator's checks, and a warm (scripted) trainer behind its socket."""
     settings.FEDPORTAL_TRAINER_SOCKET = str(scripted_server)
-    closing = threading.Event()
-    tools = SimpleNamespace(connector=Connectors(MemoryStore()))
-    loop = threading.Thread(target=keep_looking, args=(closing, partial(health.check_due, tools)))
-    loop.start()
-    yield
-    closing.set()
-    loop.join()
-    for thread in threading.enumerate():
-        if thread.name.startswith("check "):
-            thread.join()
+    with checks_at_work(MemoryStore()):
+        yield
 
 
 def test_a_site_is_registered_and_checked_by_the_orchestrator_before_the_operators_eyes(
@@ -198,6 +186,7 @@ def test_a_site_is_registered_and_checked_by_the_orchestrator_before_the_operato
     page.get_by_label("Work folder").fill(str(tmp_path / "work"))
     page.get_by_role("button", name="Register and check").click()
     page.get_by_text("The data folder can be read, 0 entries.").wait_for()
+    expect(page.locator("[data-waiting]")).to_have_count(0)  # the steps are seen before the check has ended
     steps = page.locator(".steps > li")
     assert [step.split("\n")[0].split(" ")[0] for step in steps.all_inner_texts()] == [
         "Data",
@@ -205,5 +194,4 @@ def test_a_site_is_registered_and_checked_by_the_orchestrator_before_the_operato
         "Trainer",
         "Datasets",
     ]
-    assert page.locator("[data-waiting]").count() == 0
     assert page.complaints == []
