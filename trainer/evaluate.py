@@ -16,7 +16,7 @@ from trainer.compare import compare, scores_of
 from trainer.contract import INCOMING_SUBJECT, JobSpec, Kind, MetricRecord, Phase
 from trainer.data import regions_of, seed_for
 from trainer.failures import machine_faults
-from trainer.gather import gather, named
+from trainer.gather import copies, gather, named
 from trainer.inference import predict
 from trainer.job import Outcome, Report, Site
 from trainer.machine import Machine, settle
@@ -52,7 +52,13 @@ def evaluate(
         if subjects:
             scores += compare(subjects, names, spec, network=network, machine=machine, report=report)
             lap(seconds, "subjects", clock)
-        return Outcome(validation_cases=len(cases), seconds=seconds, held_out=tuple(names), cases=tuple(scores))
+        return Outcome(
+            validation_cases=len(cases),
+            seconds=seconds,
+            held_out=tuple(names),
+            cases=tuple(scores),
+            copies=copies(spec, site=site, report=report),
+        )
 
 
 def lap(seconds: dict[str, float], name: str, since: float) -> float:

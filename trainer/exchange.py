@@ -307,6 +307,7 @@ def _manifest(spec: JobSpec, ledger: _Ledger, report: Reporter, code: Exit, mess
         versions=versions(),
         held_out=outcome.held_out,
         cases=outcome.cases,
+        copies=outcome.copies,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.cache import PreparedCase, prepare
+from trainer.cache import PreparedCase, prepare, prepared
 from trainer.cases import check_task, read_datasets
 from trainer.contract import Exit, JobSpec, Kind
 from trainer.images import Recipe
@@ -37,6 +37,24 @@ def named(cases: Cases, spec: JobSpec) -> dict[str, PreparedCase]:
     found: dict[str, PreparedCase] = {}
     for case in cases if spec.case_key else ():
         found.setdefault(case.pseudonym(spec.case_key), case)
+    return found
+
+
+def copies(spec: JobSpec, *, site: Site, report: Report) -> int:
+    """Return how many of the dataset's training cases are tested on, here or elsewhere.
+
+    Only those that lie prepared are looked at: the ones that were trained on do, and a measurement prepares no others.
+    """
+    if not spec.held_out:
+        return 0
+    tested = frozenset(spec.held_out)
+    found = 0
+    for dataset in read_datasets(site, spec.dataset):
+        recipe = recipe_for(spec, check_task(dataset, spec.plan.task))
+        cases = prepared(dataset.training, recipe, cache=site.cache)
+        found += sum(case.pseudonym(spec.case_key) in tested for case in cases)
+    if found:
+        report.say(f"Of the training cases here {found} are copies of cases that the model is tested on.", cases=found)
     return found
 
 

@@ -73,7 +73,7 @@ Deliver = Callable[[Path, Path | None], None]
 @dataclass(frozen=True)
 class Outcome:
     """What training or evaluating produced: files in the run's folder, counts, seconds per step; pseudonyms of the
-    held-out cases and what was measured of each of them."""
+    held-out cases and what was measured of each of them; how many of them an evaluation found among the training cases."""
 
     train_cases: int = 0
     validation_cases: int = 0
@@ -83,3 +83,4 @@ class Outcome:
     seconds: Mapping[str, float] = field(default_factory=dict)
     held_out: tuple[str, ...] = ()
     cases: tuple[CaseScore, ...] = ()
+    copies: int = 0

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from django.db.models import Max, OuterRef, Prefetch, Subquery
+from django.db.models import OuterRef, Prefetch, Subquery
 
-from fedportal.experiments.models import Experiment, Kind, Participation, Round, RoundKind, SiteRun
+from fedportal.experiments.models import Event, Experiment, Kind, Participation, Round, RoundKind
 from fedportal.experiments.plan import listed
-from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
+from fedportal.experiments.states import ExperimentState, RoundState
 from fedportal.monitoring.figures import SiteStyle, styles
 
 NAMES = {
@@ -107,14 +107,15 @@ class Family:
 
     def warnings(self) -> list[str]:
         """Return a sentence for everything that somebody who reads the numbers has to know."""
-        copies = _copies_at(self.runs)
+        said = Event.objects.filter(experiment__in=[run.federated for run in self.runs], kind="copies")
+        copies = set(said.values_list("site", flat=True))
         if not copies:
             return []
         names = listed([site.name for site in self.sites if site.slug in copies])
         return [
-            f"Among the training cases of {names} are copies of cases that the comparison tests on. The baselines left them "
-            "out, the federated run did not: its advantage may come from there. Take them out of the training data and "
-            "repeat the experiment."
+            f"Among the training cases of {names} are copies of cases that the comparison tests on. Baselines leave them out, "
+            "the federated run did not: its advantage may come from there. Take them out of the training data and repeat the "
+            "experiment."
         ]
 
 
@@ -134,22 +135,6 @@ def family_of(experiment: Experiment) -> Family:
         ),
         sites=styles((part.site.slug, part.site.name) for part in head.participations.all()),
         newest={found.experiment_id: found for found in rounds.filter(number=Subquery(last))},
-    )
-
-
-def _copies_at(runs: Iterable[Run]) -> frozenset[str]:
-    """Return where a federated run trained on more cases than a baseline at the same site did, which knew what is tested
-    on. The portal has no other way to see it: of training cases it is told the number and nothing else."""
-    trained = SiteRun.objects.filter(state=SiteRunState.ADMITTED, train_cases__gt=0)
-    of_pairs = trained.filter(round__experiment__in=[member for run in runs for member in run.members])
-    pairs = of_pairs.order_by().values_list("round__experiment", "participation__site__slug")
-    most = {(pk, slug): cases for pk, slug, cases in pairs.annotate(most=Max("train_cases"))}
-    return frozenset(
-        slug
-        for run in runs
-        for companion in (*run.of(Kind.LOCAL_ONLY), *run.of(Kind.CYCLIC))
-        for (pk, slug), cases in most.items()
-        if pk == companion.pk and cases < most.get((run.federated.pk, slug), 0)
     )
 
 

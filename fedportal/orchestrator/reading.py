@@ -21,6 +21,7 @@ from fedportal.experiments.models import (
     Metric,
     Participation,
     Round,
+    RoundKind,
     SiteRun,
 )
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
@@ -177,20 +178,26 @@ def _family(experiment: Experiment, newest: Round | None, earlier: Snapshot | No
     """Read what the others of its family have to do with an experiment. Once its turn has come, that stays the same."""
     first = experiment.key if experiment.is_head else earlier.family if earlier else experiment.head.key
     found: dict[str, Any] = {"kind": experiment.kind, "family": first}
+    if experiment.kind == Kind.FEDERATED and newest is not None and newest.kind == RoundKind.EVALUATE:
+        found["tested"] = (earlier and earlier.tested) or _held_out(experiment)
     if newest is None or experiment.is_head or experiment.status is not ExperimentState.RUNNING:
         return found
     if newest.number == 1 and newest.status is RoundState.PENDING and (other := experiment.waits_for) is not None:
         return found | {"waits_for": other.title}
     if experiment.kind == Kind.CROSS_SITE:
         found["subjects"] = (earlier and earlier.subjects) or _subjects(experiment)
+        found["tested"] = (earlier and earlier.tested) or _held_out(experiment.beside)
     elif experiment.beside is not None:
         found["beside"] = (earlier and earlier.beside) or _beside(experiment.beside)
     return found
 
 
 def _beside(main: Experiment) -> BesideView:
-    told = frozenset[str]().union(*held_out(main).values())
-    return BesideView(held_out=tuple(sorted(told)), silent=tuple(silent_sites(main)))
+    return BesideView(held_out=_held_out(main), silent=tuple(silent_sites(main)))
+
+
+def _held_out(experiment: Experiment) -> tuple[str, ...]:
+    return tuple(sorted(frozenset[str]().union(*held_out(experiment).values())))
 
 
 def _subjects(experiment: Experiment) -> tuple[SubjectView, ...]:

@@ -153,7 +153,7 @@ def publish(s: Snapshot, attempt: AttemptView, dataset: str, tools: Tools) -> di
         optimizer_out=optimizer_out,
         metrics_url=f"{tools.public_url}/api/runs/{attempt.run}/metrics",
         case_key=case_key(tools.secret, s.family or s.key),
-        held_out=() if s.beside is None else s.beside.held_out,
+        held_out=s.held_out,
         subjects=tuple(
             Subject(subject.name, tuple(fetch(model.key, model.sha256, model.size) for model in subject.models))
             for subject in s.subjects
@@ -326,6 +326,8 @@ def _why_not_these_cases(s: Snapshot, manifest: Manifest) -> str:
     wanted = {(subject, case, name) for subject in subjects for case in manifest.held_out for name in names}
     if not manifest.held_out or wanted - set(told):
         return "It did not measure every model at every case. Its trainer may be older than the portal: update it."
+    if s.tested and not set(s.tested) & set(manifest.held_out):
+        return "None of the cases that it holds out now was held out when the models were trained."
     return ""
 
 

@@ -247,6 +247,9 @@ class Snapshot:
     beside: BesideView | None = None
     """Given when its turn has come; ``None``: it stands beside nothing."""
     subjects: tuple[SubjectView, ...] = ()
+    tested: tuple[str, ...] = ()
+    """Pseudonyms of the cases that sites held out while a federated run was trained. Given in its evaluation, and in that of
+    all its models."""
     best_by: str = MEAN
     patience: int = 0
     start: StartView | None = None
@@ -273,6 +276,14 @@ class Snapshot:
         if self.kind != "cyclic":
             return self.participants
         return (self.participants[(self.round.number - 1) % len(self.participants)],)
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """Pseudonyms that a job is told: a training leaves these cases out, an evaluation looks for them among those that
+        were trained on."""
+        if self.round.is_evaluation:
+            return self.tested if self.kind == "federated" else ()
+        return () if self.beside is None else self.beside.held_out
 
     def run_name(self, site: SiteView, attempt: int) -> str:
         return run_name(experiment=self.key, round=self.round.number, site=site.slug, attempt=attempt)

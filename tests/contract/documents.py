@@ -78,6 +78,7 @@ EVALUATED = dataclasses.replace(
         CaseScore("global", SOMEBODY, "dice", {"WT": 0.75, "ET": 1.0}),
         CaseScore("local-graz", SOMEBODY_ELSE, "hd95", {"WT": 3.5, "ET": None}),
     ),
+    copies=1,
 )
 
 

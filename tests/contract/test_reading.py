@@ -62,7 +62,9 @@ def test_a_signature_does_not_make_a_text_of_what_is_none():
         verified(signed({"message": "\0"}, KEY), KEY)
 
 
-@pytest.mark.parametrize("name", ["train_cases", "validation_cases", "steps", "round", "attempt", "exit_code"])
+@pytest.mark.parametrize(
+    "name", ["train_cases", "validation_cases", "copies", "steps", "round", "attempt", "exit_code"]
+)
 @pytest.mark.parametrize("value", [-1, 2**31, HUGE, True, 1.0, "1", None])
 def test_a_count_that_no_column_holds_is_refused(name, value):
     with pytest.raises(ContractError):

@@ -152,6 +152,10 @@ class FakeSite:
     """Raised by every call while it is set."""
     cases: int = 8
     dice: float = 0.5
+    moved: int = 0
+    """So many of its training cases are held out now, beside the two that always are."""
+    copied: tuple[tuple[str, int], ...] = ()
+    """Validation cases (of which site, which number) that lie among its training cases, too."""
     launched: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     specs: dict[str, JobSpec] = field(default_factory=dict)
@@ -239,6 +243,7 @@ class FakeSite:
             seconds={"load": 0.25, "train": 1.0, "pull": 0.1, "push": 0.1},
             held_out=(cases := self.held_out(spec)),
             cases=self.scores(spec, cases) if spec.kind is Kind.EVALUATE else (),
+            copies=self.copies(spec) if spec.kind is Kind.EVALUATE else 0,
         )
         document = replace(manifest, **changes).to_json()
         address = spec.manifest.url.removeprefix("memory:")
@@ -248,7 +253,14 @@ class FakeSite:
 
     def held_out(self, spec: JobSpec) -> tuple[str, ...]:
         """Return the pseudonyms of its two validation cases, as the trainer computes them."""
-        return tuple(case_pseudonym(spec.case_key, f"{self.slug} {n}".encode()) for n in range(2) if spec.case_key)
+        return tuple(self.case(spec, self.slug, n) for n in range(2 + self.moved) if spec.case_key)
+
+    def copies(self, spec: JobSpec) -> int:
+        return sum(self.case(spec, slug, n) in spec.held_out for slug, n in self.copied)
+
+    @staticmethod
+    def case(spec: JobSpec, slug: str, n: int) -> str:
+        return case_pseudonym(spec.case_key, f"{slug} {n}".encode())
 
     def scores(self, spec: JobSpec, cases: Sequence[str]) -> tuple[CaseScore, ...]:
         """Return a Dice and an HD95 of every subject and case, the Dice depending on the subject's weights alone."""

@@ -22,10 +22,11 @@ from fedportal.orchestrator.steps.ending import finish
 from fedportal.orchestrator.steps.opening import begin, dispatch, open_round
 from fedportal.sites.models import Site
 from tests.orchestrator.fakes import START, FakeSite, Federation, key_of
-from tests.orchestrator.rows import fresh, journal, make_engine, make_running, models, undone
+from tests.orchestrator.rows import fresh, journal, make_engine, make_running, models, run_to_end, undone
 from tests.orchestrator.snapshots import attempt, model, participant, site_run, snapshot, texts
 from tests.orchestrator.test_crashes import Crash, Mortal, cut
 from trainer.contract import CaseScore as ToldScore
+from trainer.contract import Kind as JobKind
 from trainer.contract import case_key, spec_from_json, verified
 
 __all__ = ["cut"]
@@ -87,7 +88,9 @@ def test_a_family_runs_in_turn_and_every_model_is_measured_at_every_site(tmp_pat
     specs = [spec for site in federation.sites.values() for spec in site.specs.values()]
     assert {spec.case_key for spec in specs} == {key}
     for spec in specs:
-        assert set(spec.held_out) == (tested if spec.experiment not in (main.key, evaluation.key) else set())
+        # a baseline trains on none of them; the run that the others stand beside looks for them in the end
+        is_told = spec.experiment != evaluation.key and (spec.kind is JobKind.TRAIN) != (spec.experiment == main.key)
+        assert set(spec.held_out) == (tested if is_told else set())
 
     # every model × site × case × region, once
     subjects = ["global", *evaluation.subjects.values_list("name", flat=True)]
@@ -112,6 +115,37 @@ def test_a_family_runs_in_turn_and_every_model_is_measured_at_every_site(tmp_pat
     assert "The local-only baseline of Hospital b has ended: Dice 0.50." in said
     assert "The cross-site evaluation has ended: 15 models are measured." in said
     assert "Waits until “Brains” has ended." in journal(evaluation)
+
+
+@pytest.mark.django_db
+def test_the_journal_names_a_site_that_trained_on_what_is_tested(tmp_path: Path):
+    federation = Federation(tmp_path, auto=True)
+    federation["b"].copied = (("a", 1), ("b", 0))
+    federation["c"].copied = (("c", 7),)  # a case that nobody holds out
+    main = run_to_end(make_engine(federation), federation, make_running(federation))
+    assert main.state == "completed"
+    (event,) = main.events.filter(kind="copies")
+    assert (event.site, event.level) == ("b", "warn")
+    assert event.text == "Among the training cases of Hospital b are copies of cases that the model is tested on."
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_case_that_is_held_out_since_the_training_is_not_compared(tmp_path: Path):
+    federation = Federation(tmp_path, ("a", "b"), auto=True)
+    main = make_family(federation, ["local_only"], rounds=1)
+    engine = make_engine(federation)
+    while main.family.exclude(kind=Kind.CROSS_SITE).filter(state=ExperimentState.RUNNING).exists():
+        for run in main.family.exclude(kind=Kind.CROSS_SITE):
+            engine.drive(run.pk)
+        federation.clock.tick(1)
+    federation["b"].moved = 1
+    run_family(engine, federation, main)
+    evaluation = main.family.get(kind=Kind.CROSS_SITE)
+    assert evaluation.state == "completed"
+    for slug in "ab":
+        assert CaseScore.objects.filter(experiment=evaluation, site=slug).values("case").distinct().count() == 2
+    (event,) = evaluation.events.filter(kind="left_aside")
+    assert (event.site, event.level) == ("b", "warn")
 
 
 @pytest.mark.django_db
@@ -295,8 +329,9 @@ def evaluated(federation: Federation) -> Callable[..., sitework.Delivery | None]
     incoming = model(federation)
     subjects = (SubjectView("pooled", (incoming,)),)
 
-    def deliver(kind: str = "cross_site", **changes: Any):
-        s = snapshot(EVALUATING, kind=kind, is_evaluation=True, incoming=incoming, subjects=subjects)
+    def deliver(kind: str = "cross_site", tested: tuple[str, ...] = (), **changes: Any):
+        more = {"incoming": incoming, "subjects": subjects, "tested": tested}
+        s = snapshot(EVALUATING, kind=kind, is_evaluation=True, **more)
         sitework.publish(s, attempt("a"), "Task01_BrainTumour", federation.tools)
         site = federation["a"]
         site.specs[attempt("a").run] = _spec(federation, s)
@@ -320,6 +355,7 @@ def test_a_whole_evaluation_is_taken_and_anything_else_is_refused(evaluated: Cal
     ):
         assert why in evaluated(cases=cases).refused
     assert evaluated(held_out=lambda _: (), cases=lambda _: ()).refused
+    assert "held out when the models were trained" in evaluated(tested=("0" * 16,)).refused
     assert evaluated("federated", cases=lambda _: ()).refused == "", "an older trainer tells none of a final model"
 
 

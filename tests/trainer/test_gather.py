@@ -204,6 +204,25 @@ def test_what_is_left_out_at_one_hospital_is_left_out_alike(pool, learn):
     assert learn(of_member(pool, 1), dataset="Task01", held_out=tested).train_cases == 3
 
 
+def test_an_evaluation_finds_what_it_tests_on_among_what_was_trained_on(pool, learn, plan, tmp_path, report):
+    tested = learn(of_member(pool, 0), dataset="Brain").held_out
+    hide_copies(pool)
+    graz = of_member(pool, 1)
+    asked = {"kind": Kind.EVALUATE, "case_key": KEY, "dataset": "Task01", "held_out": tested}
+
+    def measured(plan=plan, **changes):
+        spec = make_spec(plan, **asked | changes)
+        return evaluate(spec, site=graz, model=tmp_path / "initial.safetensors", subjects={}, report=report)
+
+    assert measured().copies == 0, "nothing was trained on here, and a measurement decodes nothing for it"
+    learn(graz, dataset="Task01", attempt=2)
+    (graz.data_root / "Task01/imagesTr/CASE_000.nii.gz").unlink()  # gone since: no fault of a measurement
+    assert measured().copies == 2
+    assert report.said[-1] == "Of the training cases here 2 are copies of cases that the model is tested on."
+    assert measured(held_out=()).copies == 0
+    assert measured(held_out=("0" * 16,)).copies == 0
+
+
 def test_a_training_of_which_nothing_is_left_says_why(pool, learn, plan):
     site = of_member(pool, 0)
     path = site.data_root / "Brain/dataset.json"

@@ -59,8 +59,8 @@ class JobSpec:
     """All that one attempt needs. Signed with the key of the attempt (see :func:`signed`).
 
     ``case_key`` (hex): key of the pseudonyms by which cases leave the site (:func:`case_pseudonym`); without it none
-    does. ``held_out``: pseudonyms of cases that a comparison tests on, and that no training of this job may see.
-    ``subjects``: what an evaluation measures beside ``model``.
+    does. ``held_out``: pseudonyms of cases that models are tested on; a training leaves them out, an evaluation counts
+    those that were trained on here. ``subjects``: what an evaluation measures beside ``model``.
     """
 
     kind: Kind

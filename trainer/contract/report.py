@@ -144,7 +144,8 @@ class Manifest:
     """Written last by an attempt; its existence is the commit. ``seconds`` has the duration of each step:
     pull, load, validate_incoming, train, validate_local, push (wall clock; *push*: how long the update was waited for after
     the rest). ``held_out``: pseudonyms of the site's
-    validation cases; ``cases``: what an evaluation measured of each of them. Both empty without a key for them."""
+    validation cases; ``cases``: what an evaluation measured of each of them. Both empty without a key for them.
+    ``copies``: of an evaluation, how many of the cases that were trained on at the site are among the job's ``held_out``."""
 
     run: str
     experiment: str
@@ -164,6 +165,7 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     held_out: tuple[str, ...] = ()
     cases: tuple[CaseScore, ...] = ()
+    copies: int = 0
     contract: int = CONTRACT_VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -193,7 +195,7 @@ def manifest_from_json(document: Mapping[str, Any]) -> Manifest:
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(f"manifest: {error}") from error
     counts = (manifest.steps, manifest.round, manifest.attempt, manifest.exit_code)
-    cases = (manifest.train_cases, manifest.validation_cases)
+    cases = (manifest.train_cases, manifest.validation_cases, manifest.copies)
     texts = (manifest.run, manifest.experiment, manifest.site, manifest.message)
     is_counted = all(map(is_count, counts)) and all(is_count(number, MOST_CASES) for number in cases)
     if not is_counted or not all(isinstance(text, str) for text in texts):

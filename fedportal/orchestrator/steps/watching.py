@@ -158,7 +158,16 @@ class _Watch:
             return
         self._becomes(run, SiteRunState.UPLOADED, SiteRunState.ADMITTED, **fields)
         if manifest is not None and manifest.cases:
-            self.changes.cases.append(MeasuredCases(site.slug, manifest.cases))
+            # a case that is held out since, the models may have been trained on
+            tested = frozenset(s.tested)
+            scores = tuple(score for score in manifest.cases if not tested or score.case in tested)
+            if len(scores) < len(manifest.cases):
+                text = f"Some cases of {site.name} were not held out when the models were trained: their scores are left aside."
+                self.changes.say("left_aside", text, level="warn", site=site.slug)
+            self.changes.cases.append(MeasuredCases(site.slug, scores))
+        if manifest is not None and manifest.copies:
+            text = f"Among the training cases of {site.name} are copies of cases that the model is tested on."
+            self.changes.say("copies", text, level="warn", site=site.slug)
         took = (s.now - (attempt.launched_at or s.now)).total_seconds()
         done = "measured the model" if self.round.is_evaluation else "delivered its update"
         self.changes.say(
