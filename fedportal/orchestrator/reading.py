@@ -121,7 +121,9 @@ def _participants(experiment: Experiment, *, with_health: bool) -> dict[int, Par
     found: dict[int, Participant] = {}
     for row in rows:
         problem, is_checked = _problem(row, checks.get(row.site_id)) if with_health else ("", True)
-        found[row.pk] = Participant(row.pk, site_view(row.site), row.dataset.name, problem, is_checked)
+        found[row.pk] = Participant(
+            row.pk, site_view(row.site), row.dataset.name, problem, is_checked, row.dataset.train_cases
+        )
     return found
 
 

@@ -52,6 +52,8 @@ class Participant:
     problem: str = ""
     is_checked: bool = True
     """Whether a recent check says so; else the site is asked before it is counted on."""
+    cases: int = 0
+    """Training cases that its dataset had at the last check; 0: not known."""
 
 
 @dataclass(frozen=True)

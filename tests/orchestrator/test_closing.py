@@ -157,6 +157,14 @@ def test_sites_count_by_their_cases_or_alike(federation: Federation, tmp_path: P
     assert (weights_of(federation.store.objects[outcome.changes.model.key], tmp_path) == expected).all()
 
 
+def test_a_site_counts_for_no_more_cases_than_its_dataset_has(federation: Federation, tmp_path: Path):
+    s = delivered(federation, {"a": 2.0, "b": 6.0}, weighting="cases")
+    runs = (s.site_runs[0], replace(s.site_runs[1], train_cases=10**7))
+    participants = tuple(replace(participant, cases=8) for participant in s.participants)
+    outcome = aggregate(replace(s, site_runs=runs, participants=participants), federation.tools)
+    assert (weights_of(federation.store.objects[outcome.changes.model.key], tmp_path) == 4.0).all()
+
+
 def test_aggregating_again_after_a_crash_gives_the_same_bytes_without_the_spool(federation: Federation):
     s = delivered(federation, {"a": 0.1, "b": 0.7, "c": 0.3})
     first = aggregate(s, federation.tools).changes.model

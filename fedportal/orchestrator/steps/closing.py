@@ -67,7 +67,7 @@ def aggregate(s: Snapshot, tools: Tools) -> Outcome:
     """AGGREGATING: merge the admitted updates into the next global model and publish it; score the one before."""
     changes = Changes(part="aggregate")
     reference = spool.model_file(s, s.model, tools)
-    updates = [Contribution(run.site.slug, _update_file(s, run, tools), run.train_cases) for run in s.admitted]
+    updates = [Contribution(run.site.slug, _update_file(s, run, tools), _cases(s, run)) for run in s.admitted]
     method = STRATEGIES.get(s.strategy)
     if method is None:
         return Fail(f"There is no strategy {s.strategy!r}.", changes)
@@ -143,8 +143,14 @@ def _optimizer_file(s: Snapshot, run: SiteRunView, tools: Tools) -> Path:
     return path
 
 
+def _cases(s: Snapshot, run: SiteRunView) -> int:
+    """Return for how many cases a site counts: those that it trained on, and no more than its dataset has."""
+    known = next((p.cases for p in s.participants if p.site.id == run.site.id), 0)
+    return min(run.train_cases, known) if known else run.train_cases
+
+
 def _average_optimizers(s: Snapshot, tools: Tools) -> None:
-    states = [Contribution(run.site.slug, _optimizer_file(s, run, tools), run.train_cases) for run in s.admitted]
+    states = [Contribution(run.site.slug, _optimizer_file(s, run, tools), _cases(s, run)) for run in s.admitted]
     tools.aggregation.aggregate(
         # in the first round there is no average yet; the first state only lends its layout
         reference=spool.state_file(s, s.model, tools) or states[0].path,
