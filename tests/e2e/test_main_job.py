@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 import urllib.request
 
 import pytest
@@ -10,6 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from tests.e2e.pages import compose, download_model, points, wait_until_over
+from tests.trainer_process.bench import wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -149,10 +149,10 @@ def test_no_page_has_a_barrier_that_axe_can_find(open_page, stack, theme, width)
 def test_the_demo_goes_on_after_a_power_cut(tmp_path_factory, stack):
     demo = type(stack)(tmp_path_factory.mktemp("power-cut"), arguments=("--rounds", "3", "--exit"))
     demo.start()
-    time.sleep(8)
+    wait_for(lambda: any(demo.folder.glob("**/runs/*-r2-*/pid")), seconds=300)
     demo.kill()
     demo.start()
-    output, errors = demo.process.communicate(timeout=300)
+    output, errors = demo.process.communicate(timeout=900)
     assert demo.process.returncode == 0, errors
     summary = json.loads(output)
     assert summary["state"] == "completed"
