@@ -154,7 +154,7 @@ def test_among_many_sites_one_is_found_and_the_chosen_ones_stay_in_sight(open_pa
     expect(said).to_have_text("0 of 7 sites chosen. The search finds 1.")
     page.get_by_role("checkbox").locator("visible=true").check()
     search.fill("")
-    page.get_by_label("Task01_BrainTumour").first.check()
+    page.get_by_role("checkbox", name="Task01_BrainTumour Hospital Ulm").check()
     page.get_by_role("button", name="Take Hospital Zürich out").press("Enter")
     expect(said).to_have_text("1 of 7 sites chosen.")
     page.get_by_role("button", name="Save draft").locator("visible=true").click()
