@@ -20,6 +20,8 @@ NAMES = {
     Kind.CYCLIC: "the cyclic baseline",
     Kind.CROSS_SITE: "the cross-site evaluation",
 }
+MOST_NAMES = 5
+"""So many of those that are still to come are named; beyond, the last one counts the others."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Family:
                     to_come.append(name)
                 else:
                     said.append(_how_far(member, name, newest))
+        if len(to_come) > MOST_NAMES:
+            to_come[MOST_NAMES - 1 :] = [f"{len(to_come) - MOST_NAMES + 1} more"]
         if to_come:
             said.append(f"Still to come: {listed(to_come)}.")
         return [_sentence(text) for text in said if text]

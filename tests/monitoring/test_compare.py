@@ -8,7 +8,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from fedportal.experiments.models import CaseScore, Experiment, Kind, Subject
+from fedportal.experiments.models import CaseScore, Experiment, Kind, Round, Subject
 from fedportal.experiments.states import ExperimentState
 from fedportal.monitoring import verdict
 from fedportal.monitoring.comparison import MEASURES, Comparison, Scores
@@ -213,6 +213,16 @@ def test_what_is_not_there_yet_is_said(client):
     text = page_of(client, head)
     assert "No case scores of the federated model yet." in text
     assert "Still to come: the federated run." in text
+
+
+def test_a_long_way_to_go_is_counted(head):
+    head.family.order_by().update(state=ExperimentState.RUNNING)
+    Round.objects.all().delete()
+    members = head.family.count()
+    assert members > 5
+    (note,) = family_of(head).notes()
+    assert note.startswith("Still to come: the federated run")
+    assert note.endswith(f" and {members - 4} more.")
 
 
 def test_what_has_not_been_measured_yet_is_open(head):
