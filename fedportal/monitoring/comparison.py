@@ -89,7 +89,7 @@ class Scores:
     """
 
     def __init__(self, family: Family, measure: Chart, *, at: int | None = None) -> None:
-        self.sites, self.at, self._runs = family.sites, at, len(family.runs)
+        self.sites, self.at = family.sites, at
         self.regions = regions_of(family.head.plan)[1:]
         named_by = _subjects(family, at)
         self.contenders = sorted(set(named_by.values()), key=_order)
@@ -117,7 +117,7 @@ class Scores:
     @cached_property
     def bootstrap(self) -> Bootstrap:
         """The resamples, drawn once for all regions."""
-        return Bootstrap([len(self.cases[site.slug]) for site in self.sites], runs=self._runs)
+        return Bootstrap([len(self.cases[site.slug]) for site in self.sites])
 
     def _measured(self, key: str) -> list[bool]:
         both = zip(self.values[key], self.undefined[key], strict=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,9 +54,9 @@ class Bootstrap:
     arrived.
     """
 
-    def __init__(self, cases: Sequence[int], *, runs: int = 1, draws: int = DRAWS, seed: int = SEED) -> None:
+    def __init__(self, cases: Sequence[int], *, draws: int = DRAWS, seed: int = SEED) -> None:
         self._cases = [_resamples(count, draws, (seed, place)) for place, count in enumerate(cases)]
-        self._runs = _resamples(runs, draws, (seed, len(cases), runs)) if runs > 1 else np.ones((draws, 1))
+        self._runs = cache(lambda runs: _resamples(runs, draws, (seed, len(cases), runs)))
 
     def mean(self, values: Sequence[Array], *, sites: Sequence[int] | None = None) -> Estimate:
         """Return the mean over sites (``sites``: only these)."""
@@ -80,15 +81,17 @@ class Bootstrap:
         if not measured:
             return Estimate()
         each_once = [np.ones((1, side.shape[1])) for side in sides[0]]
-        runs = self._runs.shape[1]
         by_run = np.stack([_over_sites(side, each_once, measured)[0] for side in sides])  # [side, run]
-        value = float(combine(_weighted(by_run, np.ones(runs))))
+        known = np.isfinite(by_run).all(axis=0)  # a repeat that failed is none that could be drawn
+        by_run = by_run[:, known]
+        value = float(combine(by_run.mean(axis=1)))
         if not np.isfinite(value):
             return Estimate()
         counts = [int(np.isfinite(sides[0][place]).any(axis=(0, 2)).sum()) for place in measured]
         if min(counts) < 2:
             return Estimate(value)
-        replicates = np.stack([_weighted(_over_sites(side, self._cases, measured), self._runs) for side in sides])
+        runs = self._runs(by_run.shape[1])
+        replicates = np.stack([_weighted(_over_sites(side, self._cases, measured)[:, known], runs) for side in sides])
         found = combine(replicates)
         found = found[np.isfinite(found)]
         free = _degrees(found, combine(by_run), sum(counts) - len(counts))
