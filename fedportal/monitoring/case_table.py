@@ -22,7 +22,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A model. ``cells``: one for each site; ``mean``: over the sites, each counting the same."""
+    """A model. ``cells``: one for each site; ``mean``: over the sites, each counting the same; empty where one is missing."""
 
     name: str
     cells: tuple[Cell, ...]
@@ -45,9 +45,8 @@ def case_table(experiment: Experiment, sites: list[SiteStyle]) -> list[Line]:
         cells = tuple(
             Cell(_mean(found[subject, site.slug, "dice"]), _mean(found[subject, site.slug, "hd95"])) for site in sites
         )
-        measured = [cell.dice for cell in cells if cell.dice is not None]
-        distances = [cell.hd95 for cell in cells if cell.hd95 is not None]
-        lines.append(Line(label, cells, Cell(_mean(measured), _mean(distances))))
+        mean = Cell(_over_sites([cell.dice for cell in cells]), _over_sites([cell.hd95 for cell in cells]))
+        lines.append(Line(label, cells, mean))
     return lines
 
 
@@ -60,3 +59,9 @@ def _label(subject: Subject, names: dict[str, str]) -> str:
 
 def _mean(values: list[float]) -> float | None:
     return fmean(values) if values else None
+
+
+def _over_sites(values: list[float | None]) -> float | None:
+    """Return the mean; ``None`` where a site is missing, since a model may fail at the hardest one."""
+    known = [value for value in values if value is not None]
+    return _mean(known) if len(known) == len(values) else None

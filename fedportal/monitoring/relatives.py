@@ -126,7 +126,8 @@ class Relatives:
 def relatives_of(experiment: Experiment) -> Relatives:
     """Read what belongs to an experiment; a fixed number of queries."""
     family = family_of(experiment)
-    run = next(run for run in family.runs if experiment in run.members)
+    # not looked for among the members: a baseline that was trained again is none of them any more
+    run = next(run for run in family.runs if run.federated.pk in (experiment.pk, experiment.beside_id))
     shown = [one.pk for one in (*(run.federated for run in family.runs), *run.companions)]
     measured = Experiment.objects.filter(pk__in=shown).with_progress().values_list("pk", "last_dice")
     dice: dict[int, float | None] = dict(measured)
@@ -138,7 +139,7 @@ def relatives_of(experiment: Experiment) -> Relatives:
         companions=companions,
         repeats=[_repeat(run, dice) for run in family.runs],
         is_active=family.is_active,
-        site=_site(next(one for one in run.members if one == experiment)),
+        site=_site(next((one for one in run.members if one == experiment), experiment)),
         left=sum(one.status in CANCELLABLE for one in _beside(experiment, family, run)),
     )
 

@@ -8,10 +8,10 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from fedportal.experiments import families, journal, services
+from fedportal.experiments import baselines, families, journal, services
 from fedportal.experiments.models import CaseScore, Experiment, GlobalModel, Kind, Round, Subject
 from fedportal.experiments.states import ExperimentState, RoundState
-from fedportal.monitoring.case_table import case_table
+from fedportal.monitoring.case_table import Cell, case_table
 from fedportal.monitoring.overview import overview, site_styles
 from fedportal.monitoring.relatives import relatives_of
 from fedportal.monitoring.tail import Reader
@@ -120,6 +120,20 @@ def test_a_companion_says_what_it_is_and_leads_back(browser, head, kind, says):
         assert companion.state == state
 
 
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [(Kind.POOLED, "Pooled baseline of"), (Kind.LOCAL_ONLY, "Local-only baseline, Hospital mainz, of")],
+)
+def test_the_page_of_a_baseline_that_was_cancelled_and_trained_again_still_opens(browser, head, kind, says):
+    cancelled = of_kind(head, kind)
+    scenes.change(cancelled, state="cancelled")
+    again = baselines.add(experiment=head, kinds=[kind.value], by=head.owner)[0]
+    assert again.kind == kind
+    for one in (cancelled, again):
+        assert f'{says} <a href="/experiments/{head.key}/">“Brains”</a>' in page(browser, one)
+    assert again in [one.experiment for one in relatives_of(head).companions]
+
+
 def test_a_run_that_waits_for_others_says_so(browser, head):
     pooled = of_kind(head, Kind.POOLED)
     scenes.change(pooled, reason="Waits until “Brains” has ended.")
@@ -184,6 +198,7 @@ def test_an_evaluation_shows_a_table_of_scores_in_place_of_curves(browser, head)
     assert round(lines[0].mean.dice, 6) == 0.7
     assert round(lines[0].cells[0].hd95, 6) == 8.5  # WT: 8; ET: 9, undefined in one of two cases
     assert [cell.dice for cell in lines[1].cells][1] is None
+    assert lines[1].mean == Cell()  # of one of two sites: not to be compared with the others
     assert (lines[2].mean.dice, lines[2].mean.hd95) == (None, None)
     shown = page(browser, evaluation)
     for words in ("Federated", "0.700", "8.5 mm"):
