@@ -21,7 +21,7 @@ from fedportal.experiments.models import Artefact, Attempt, Event, GlobalModel, 
 from fedportal.experiments.serializers import BundleSerializer
 from fedportal.monitoring.access import visible_experiment
 from fedportal.monitoring.downloads import WEIGHTS, address_of
-from fedportal.monitoring.logs import LINES_SHOWN, lines_of
+from fedportal.monitoring.logs import lines_of
 from fedportal.monitoring.rows import BATCH
 from fedportal.sites.counts import told_cases
 
@@ -40,8 +40,8 @@ def whole_number(request: Request, name: str, *, default: int, low: int = 0, hig
 
 
 class MetricSerializer(serializers.ModelSerializer):
-    """One number. ``phase``: train, incoming (global model at a site), local (after training), global (mean over
-    sites). ``at`` is when it was measured; ``value`` is null where undefined; hd95 is in mm. ``cases``: how many it is
+    """One number. ``phase``: train, incoming (global model at a site), local (after training), global (mean over the
+    sites, each counting by its held-out cases). ``at`` is when it was measured; ``value`` is null where undefined; hd95 is in mm. ``cases``: how many it is
     the mean of, null where so small a number is only for operators and the site's steward."""
 
     cases = serializers.SerializerMethodField()
@@ -243,7 +243,7 @@ class LogView(APIView):
         attempt = get_object_or_404(Attempt, run=run, site_run__round__experiment=experiment)
         after = whole_number(request, "after", default=0)
         is_over = attempt.ended_at is not None
-        lines, end = lines_of(_pieces(attempt, after), after=after, is_over=is_over, limit=LINES_SHOWN)
+        lines, end = lines_of(_pieces(attempt, after), after=after, is_over=is_over)
         body = {"run": run, "next": end, "is_over": is_over, "lines": [line.as_json for line in lines]}
         return Response(body)
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-LINES_SHOWN = 500
-
 
 class Piece(Protocol):
     """A stored piece of a log: text from a byte offset on."""
@@ -47,10 +45,8 @@ def joined(pieces: Iterable[Piece], *, after: int = 0) -> tuple[bytes, int]:
     return b"".join(parts), end
 
 
-def lines_of(
-    pieces: Iterable[Piece], *, after: int = 0, is_over: bool = False, limit: int = LINES_SHOWN
-) -> tuple[list[Line], int]:
-    """Return the lines of a log from offset ``after`` on (the last ``limit``) and the offset to go on from.
+def lines_of(pieces: Iterable[Piece], *, after: int = 0, is_over: bool = False) -> tuple[list[Line], int]:
+    """Return the lines of a log from offset ``after`` on and the offset to go on from.
 
     A line that is still being written waits for the next time, unless the run is over.
     """
@@ -60,7 +56,7 @@ def lines_of(
         end -= len(data) - complete
         data = data[:complete]
     lines = data.decode(errors="replace").splitlines()
-    return [parse(line) for line in lines[-limit:] if line.strip()], end
+    return [parse(line) for line in lines if line.strip()], end
 
 
 def parse(line: str) -> Line:

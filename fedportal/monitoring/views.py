@@ -27,6 +27,8 @@ from fedportal.monitoring.scores import with_scores
 
 EVENTS_SHOWN = 40
 MODELS_PER_PAGE = 50
+LINES_SHOWN = 500
+"""The newest lines of a log; the API has all."""
 TIMED = {
     "pull": "Fetching the global model",
     "load": "Reading the cases",
@@ -77,6 +79,8 @@ def experiment(request: HttpRequest, key: str) -> HttpResponse:
             view.styles,
             regions_of(found.plan),
             cursor=str(cursor),
+            title=found.title,
+            key=found.key,
             state=found.state,
             rounds=found.rounds_planned,
             model=view.model_word,
@@ -154,7 +158,7 @@ def _attempt(request: HttpRequest, run: SiteRun | None) -> dict[str, Any]:
         "attempts": attempts,
         "attempt": attempt,
         "explanation": explain(attempt.exit_code, attempt.message),
-        "lines": lines,
+        "lines": lines[-LINES_SHOWN:],
         "offset": offset,
         "timings": [(TIMED.get(name, name), seconds) for name, seconds in run.seconds.items()] if run else [],
     }

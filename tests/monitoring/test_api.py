@@ -1,9 +1,11 @@
 import pytest
+from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 from rest_framework.test import APIClient
 
 from fedportal.experiments import journal
+from fedportal.monitoring.views import LINES_SHOWN
 from tests import factories
 from tests.monitoring import scenes
 
@@ -84,6 +86,16 @@ def test_a_log_is_followed_from_its_offset(running, get):
     second = get("logs", run=attempt.run, after=first["next"])
     assert ([line["text"] for line in second["lines"]], second["is_over"]) == (["three", "four"], True)
     assert get("logs", run=attempt.run, after=second["next"])["lines"] == []
+
+
+def test_a_long_log_is_read_whole_though_its_page_shows_the_end(running, get):
+    attempt = scenes.run_of(scenes.open_round(running, 1), "mainz").attempts.get()
+    journal.append_log(attempt, 0, "".join(f"line {number}\n" for number in range(2000)))
+    assert [line["text"] for line in get("logs", run=attempt.run)["lines"]] == [f"line {n}" for n in range(2000)]
+    browser = Client()
+    browser.force_login(running.owner)
+    shown = browser.get(f"/experiments/{running.key}/sites/mainz/").context["lines"]
+    assert (len(shown), shown[-1].text) == (LINES_SHOWN, "line 1999")
 
 
 def test_a_log_of_another_experiment_is_not_found(running, get):

@@ -52,9 +52,3 @@ def test_what_is_not_the_trainers_stays_as_it_is():
         "null",
     ):
         assert parse(text).text == text
-
-
-def test_a_long_log_shows_its_end():
-    text = "".join(f"line {i}\n" for i in range(2000))
-    lines, end = lines_of([piece(0, text)], limit=100)
-    assert (lines[0].text, lines[-1].text, end) == ("line 1900", "line 1999", len(text))
