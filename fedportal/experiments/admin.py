@@ -134,6 +134,9 @@ class ExperimentAdmin(admin.ModelAdmin):
         for user in before - after:
             services.unshare(experiment=experiment, user=user, by=request.user)
 
+    def delete_model(self, request: HttpRequest, obj: Experiment) -> None:
+        services.delete_draft(experiment=obj)
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[Experiment]:
         return super().get_queryset(request).with_progress()
 
@@ -143,7 +146,7 @@ class ExperimentAdmin(admin.ModelAdmin):
 
     @admin.display(description="Sites")
     def site_count(self, experiment: Experiment) -> int:
-        return experiment.site_count or 0
+        return experiment.site_count
 
     @admin.display(description="Recipe")
     def recipe(self, experiment: Experiment) -> SafeString:

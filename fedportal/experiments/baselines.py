@@ -89,8 +89,8 @@ def problems(experiment: Experiment) -> dict[str, str]:
 
 def _problem(experiment: Experiment, parts: Sequence[Participation]) -> str:
     """Return why an experiment can have no baseline at all; empty when it can."""
-    if experiment.kind != Kind.FEDERATED:
-        return "Only a federated run has baselines: open the run that this one stands beside."
+    if trouble := evaluation_problem(experiment):
+        return trouble
     if len(parts) < 2:
         return "A comparison needs at least two sites: with one there is nothing to share."
     if not experiment.is_draft:
@@ -99,11 +99,13 @@ def _problem(experiment: Experiment, parts: Sequence[Participation]) -> str:
                 return f"{part.site} is retired and takes part in nothing new."
             if not part.dataset.is_available:
                 return f"{part.dataset} was not found by the last check."
-    return evaluation_problem(experiment)
+    return ""
 
 
 def evaluation_problem(experiment: Experiment) -> str:
     """Return why nothing can be compared with an experiment; empty when it can."""
+    if experiment.kind != Kind.FEDERATED:
+        return "Only a federated run has baselines: open the run that this one stands beside."
     if experiment.status in (ExperimentState.CANCELLING, ExperimentState.CANCELLED):
         return "The experiment was cancelled: there is nothing to compare with."
     if experiment.status is ExperimentState.COMPLETED and (silent := silent_sites(experiment)):

@@ -188,7 +188,8 @@ class ExperimentSerializer(
 
     @extend_schema_field(serializers.ListField(child=serializers.CharField()))
     def get_viewers(self, experiment: Experiment) -> list[str]:
-        return sorted(experiment.viewers.values_list("username", flat=True))
+        first = experiment.head or experiment  # a family has the people of its first experiment
+        return sorted(first.viewers.values_list("username", flat=True))
 
     @extend_schema_field(ExperimentRowSerializer(many=True))
     def get_family(self, experiment: Experiment) -> Any:

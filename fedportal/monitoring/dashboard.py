@@ -79,9 +79,7 @@ def dashboard_of(user: User) -> Board:
 
 def _card(experiment: Experiment, curves: dict[int, list[float]]) -> ExperimentCard:
     curve = sparkline(curves.get(experiment.pk, []))
-    return ExperimentCard(
-        experiment, experiment.round_now or 0, experiment.site_count or 0, experiment.last_dice, curve
-    )
+    return ExperimentCard(experiment, experiment.round_now or 0, experiment.site_count, experiment.last_dice, curve)
 
 
 def _curves(experiments: list[Experiment]) -> dict[int, list[float]]:

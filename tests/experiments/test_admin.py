@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from django.contrib import admin
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from fedportal.experiments import services
+from fedportal.experiments.models import Experiment
 from tests.experiments.test_pages import text_of
 from tests.factories import eve, make_experiment, make_user, otto
 from tests.monitoring import scenes
@@ -61,6 +63,14 @@ def test_the_admin_adds_nothing_and_deletes_drafts_only(operator, draft):
     assert operator.get(f"/admin/experiments/experiment/{draft.pk}/delete/").status_code == 200
     services.start(experiment=draft, by=draft.owner)
     assert operator.get(f"/admin/experiments/experiment/{draft.pk}/delete/").status_code == 403
+
+
+def test_a_draft_that_is_started_while_the_admin_asks_is_not_deleted(rf, draft):
+    shown = Experiment.objects.get(pk=draft.pk)
+    services.start(experiment=draft, by=draft.owner)
+    with pytest.raises(services.NotADraft):
+        admin.site.get_model_admin(Experiment).delete_model(rf.post("/"), shown)
+    assert Experiment.objects.filter(pk=draft.pk).exists()
 
 
 def test_a_list_of_experiments_is_searched_by_their_sites_and_asks_for_no_more_with_more_of_them(

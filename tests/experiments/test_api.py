@@ -13,6 +13,7 @@ from fedportal.experiments.plan import PRESETS
 from fedportal.experiments.recipe import SETTINGS
 from fedportal.experiments.serializers import ExperimentSerializer
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
+from fedportal.ui.pagination import PortalPagination
 from tests.factories import eve, make_dataset, make_experiment, make_site, otto, stella
 
 pytestmark = pytest.mark.django_db
@@ -218,6 +219,8 @@ def test_the_list_tells_round_sites_and_dice(api, draft):
         GlobalModel.objects.create(experiment=draft, round_number=number, key="k", sha256="0" * 64, size=1, dice=dice)
     row = api.get(LIST).json()["results"][0]
     assert (row["round"], row["rounds_planned"], row["sites"], row["dice"]) == (1, 2, 3, 0.5)
+    make_experiment(draft.owner, sites=0)
+    assert api.get(LIST).json()["results"][0]["sites"] == 0
 
 
 def test_the_list_costs_the_same_for_one_and_for_many(api, owner, django_assert_num_queries):
@@ -230,12 +233,14 @@ def test_the_list_costs_the_same_for_one_and_for_many(api, owner, django_assert_
         api.get(LIST)
 
 
-def test_the_list_comes_in_pages(api, owner):
+def test_the_list_comes_in_pages(api, owner, monkeypatch):
     for _ in range(3):
         make_experiment(owner, sites=0)
     page = api.get(f"{LIST}?limit=2").json()
     assert (page["count"], len(page["results"])) == (3, 2)
     assert len(api.get(page["next"]).json()["results"]) == 1
+    monkeypatch.setattr(PortalPagination, "max_limit", 2)
+    assert len(api.get(f"{LIST}?limit=1000000").json()["results"]) == 2
 
 
 def test_the_schema_tells_every_setting_with_its_range_and_default(api):

@@ -66,6 +66,12 @@ def baselines_of(experiment: Experiment) -> str:
     return f"{LIST}{experiment.key}/baselines/"
 
 
+def test_all_of_a_family_tell_with_whom_it_is_shared(api, family):
+    services.share(experiment=family, user=eve(), by=family.owner)
+    for member in (family, family.companions.get(kind=Kind.POOLED)):
+        assert api.get(f"{LIST}{member.key}/").json()["viewers"] == ["eve"]
+
+
 # --- baselines that are added later -----------------------------------------------------------------
 
 
@@ -114,6 +120,9 @@ def test_a_draft_has_its_baselines_in_its_form_and_a_baseline_has_none(api, owne
     pooled = family.companions.get(kind=Kind.POOLED)
     answer = api.post(baselines_of(pooled), {"baselines": ["cyclic"]}, format="json")
     assert (answer.status_code, "Only a federated run" in str(answer.json()["errors"])) == (400, True)
+    answer = api.post(baselines_of(pooled), {"baselines": []}, format="json")
+    assert (answer.status_code, "Only a federated run" in answer.json()["detail"]) == (409, True)
+    assert not pooled.companions.exists()
 
 
 def test_baselines_are_added_by_the_form_of_the_page(browser, main):

@@ -96,7 +96,7 @@ class ExperimentQuerySet(models.QuerySet["Experiment"]):
         return self.annotate(
             runs_left=Coalesce(Subquery(left.values("head").annotate(count=Count("pk")).values("count")), 0),
             round_now=Subquery(rounds.order_by("-number").values("number")[:1]),
-            site_count=Subquery(parts.values("experiment").annotate(count=Count("pk")).values("count")),
+            site_count=Coalesce(Subquery(parts.values("experiment").annotate(count=Count("pk")).values("count")), 0),
             last_dice=Subquery(measured.order_by("-round_number").values("dice")[:1]),
         )
 
