@@ -37,3 +37,9 @@ def test_a_unit_starts_what_the_page_of_operations_names(unit):
     program = start.split()[0]
     told = (ROOT / "docs/operations.md").read_text() + (ROOT / "docs/kaapana-pull.md").read_text()
     assert start in told if "relay" not in unit.name else program in told
+
+
+def test_no_location_of_nginx_sets_a_header_of_its_own():
+    """It would lose those of the server, and pass on what a client says of its address."""
+    indents = re.findall(r"^( *)proxy_set_header ", (ROOT / "deploy/nginx.conf").read_text(), re.MULTILINE)
+    assert set(indents) == {" " * 4}

@@ -7,6 +7,7 @@ is there.
 ``<home>/lib``         the trainer's code
 ``<home>/venv``        its Python environment, made unless ``--python`` names one
 ``<home>/site.json``   folders and key of this site, readable by its user only
+``<home>/environment`` proxy, certificates, devices: what the warm trainer's service is given (``EnvironmentFile``)
 ``<dags>/fedportal``   the DAG file, and ``fedportal.json``: where the above lies, without any secret
 =====================  =====================================================================================
 """
@@ -29,7 +30,7 @@ from trainer.contract.code import code_digest
 SOURCE = Path(__file__).resolve().parent
 PASSED_ON = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH",
              "FEDPORTAL_RELAY")  # fmt: skip
-"""Settings of the machine that the trainer needs and a task does not inherit."""
+"""Settings of the machine that the trainer needs and that neither a task nor a service inherits."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
     socket = (options.socket or home / "trainer.sock").absolute()
     work_dir = (options.work_dir or home / "work").absolute()
     work_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-    _write(
+    _write_json(
         home / "site.json",
         {
             "data_root": str(options.data_root.absolute()),
@@ -73,15 +74,17 @@ def main(argv: list[str]) -> int:
         },
         mode=0o600,
     )
+    environment = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    _write(home / "environment", "".join(f"{name}={value}\n" for name, value in environment.items()), mode=0o600)
     dags = options.dags.absolute() / "fedportal"
     dags.mkdir(parents=True, exist_ok=True)
-    _write(
+    _write_json(
         dags / "fedportal.json",
         {
             "python": str(python),
             "lib": str(home / "lib"),
             "site": str(home / "site.json"),
-            "environment": {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)},
+            "environment": environment,
             "contract": CONTRACT_VERSION,
             "code": code_digest(dags=True),
             "pool": options.pool,
@@ -144,11 +147,15 @@ def _replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(path: Path, values: dict[str, Any], *, mode: int) -> None:
+def _write_json(path: Path, values: dict[str, Any], *, mode: int) -> None:
+    _write(path, json.dumps(values, indent=2) + "\n", mode=mode)
+
+
+def _write(path: Path, text: str, *, mode: int) -> None:
     temporary = path.with_name(f".{path.name}")
     temporary.unlink(missing_ok=True)
     temporary.touch(mode=mode)
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.write_text(text)
     temporary.chmod(mode)
     temporary.replace(path)
 

@@ -12,7 +12,7 @@ import pytest
 from fedportal.connectors.trainer_process import ROOT
 from trainer.contract import CONTRACT_VERSION
 from trainer.contract.code import code_digest
-from trainer.install import main
+from trainer.install import PASSED_ON, main
 
 KEY = "ab" * 32
 
@@ -53,6 +53,21 @@ def test_it_lays_down_code_site_file_and_dags(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.strip().startswith(settings["lib"])
+
+
+def test_tasks_and_service_get_the_settings_of_the_installing_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in PASSED_ON:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "localhost, .hospital.example")
+    install(tmp_path)
+    service = tmp_path / "home/environment"
+    given = dict(line.split("=", 1) for line in service.read_text().splitlines())
+    assert given == {"HTTPS_PROXY": "http://me:secret@proxy:3128", "NO_PROXY": "localhost, .hospital.example"}
+    assert service.stat().st_mode & 0o777 == 0o600
+    assert json.loads((tmp_path / "dags/fedportal/fedportal.json").read_text())["environment"] == given
 
 
 def test_the_key_is_in_the_site_file_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit codes of the trainer. ``docs/contract.md`` has a section for each; :data:`EXPLANATIONS` the sentence."""
+    """Exit codes of the trainer. ``docs/contract.md`` says what to do about each; :data:`EXPLANATIONS` the sentence."""
 
     OK = 0
     UNEXPECTED = 1
