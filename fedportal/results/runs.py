@@ -42,7 +42,9 @@ class Trial:
 
     @property
     def is_over(self) -> bool:
-        return not self.head.family.exclude(state__in=OVER).exists()
+        """Whether nothing of the family goes on. What stands beside a failed run waits until somebody takes that up."""
+        left = self.head.family.exclude(state__in=OVER)
+        return not left.exclude(beside__state=ExperimentState.FAILED).exists()
 
     @property
     def failures(self) -> list[str]:

@@ -89,6 +89,17 @@ def test_a_second_call_finds_the_experiment_of_the_first_and_only_that(trials):
     assert again(Entry("never", "FedAdam", "reset", "fedadam", {"learning_rate": 0.02})).head != first.head
 
 
+def test_a_family_whose_run_failed_is_over_though_its_baselines_still_wait(trials):
+    family = trials[0].head.family
+    family.update(state="completed")
+    family.filter(pk=trials[0].head.pk).update(state="failed", reason="No site answers.")
+    family.filter(beside=trials[0].head).update(state="running")
+    assert trials[0].is_over
+    assert trials[0].failures[0].endswith("is “Failed”: No site answers.")
+    family.filter(beside=family.filter(kind="federated").last()).update(state="running")
+    assert not trials[0].is_over
+
+
 DECLARED = [(setting, entry) for study in (FULL, QUICK) for setting in study.settings for entry in setting.entries]
 
 
