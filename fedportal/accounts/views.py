@@ -55,7 +55,7 @@ def _profile_page(request: HttpRequest, **more: object) -> HttpResponse:
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def profile(request: HttpRequest) -> HttpResponse:
-    """Show and change one's own name, theme and tokens. The role is the operators' to change."""
+    """Show and change one's own name and address; the tokens are shown, too. The role is the operators' to change."""
     if request.method != "POST":
         return _profile_page(request)
     form = ProfileForm(request.POST, instance=request.user)

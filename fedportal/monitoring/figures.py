@@ -148,7 +148,7 @@ PHASE_LABELS = {
     Phase.TRAIN: "training",
     Phase.INCOMING: "global model on the site's held-out cases",
     Phase.LOCAL: "after local training",
-    Phase.GLOBAL: "global model, mean over sites",
+    Phase.GLOBAL: "global model, mean over all held-out cases",
 }
 
 
