@@ -156,12 +156,6 @@ def layout(
     return Header(entries=entries, metadata=metadata, data_start=len(_encoded(entries, metadata)))
 
 
-def read_header(path: Path) -> Header:
-    """Read and check the header of a file. Raises :class:`WeightsError` with the reason."""
-    with WeightsFile(path) as weights:
-        return weights.header
-
-
 class WeightsFile:
     """An open file: its checked header, and its tensors read piece by piece into the caller's memory."""
 
@@ -236,14 +230,16 @@ class WeightsWriter:
         self._open = True
 
     def __enter__(self) -> Self:
-        self._write(memoryview(self.head), 0)
+        try:
+            self._write(memoryview(self.head), 0)
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._open:
-            os.close(self._fd)
-            with suppress(FileNotFoundError):
-                self._part.unlink()
+            self._discard()
 
     def write(self, data: NDArray[Any], offset: int) -> None:
         """Write an array's bytes at an offset of the data section; threads may write different places at once."""
@@ -253,6 +249,11 @@ class WeightsWriter:
         os.close(self._fd)
         self._open = False
         self._part.replace(self._path)
+
+    def _discard(self) -> None:
+        os.close(self._fd)
+        with suppress(FileNotFoundError):
+            self._part.unlink()
 
     def _write(self, view: memoryview, offset: int) -> None:
         while view:

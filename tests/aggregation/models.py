@@ -51,6 +51,11 @@ def write(path: Path, header: Header, tensors: Iterable[np.ndarray]) -> None:
         writer.commit()
 
 
+def read_header(path: Path) -> Header:
+    with WeightsFile(path) as weights:
+        return weights.header
+
+
 def raw(path: Path) -> dict[str, np.ndarray]:
     """Read all tensors in their stored form, bfloat16 as bits."""
     with WeightsFile(path) as weights:

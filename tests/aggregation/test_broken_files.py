@@ -9,8 +9,8 @@ import pytest
 from fedportal.aggregation.admission import admit
 from fedportal.aggregation.errors import AggregationError, WeightsError
 from fedportal.aggregation.merge import Contribution, aggregate
-from fedportal.aggregation.weights import MAX_HEADER_BYTES, read_header
-from tests.aggregation.models import network, save
+from fedportal.aggregation.weights import MAX_HEADER_BYTES
+from tests.aggregation.models import network, read_header, save
 
 GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

@@ -16,8 +16,8 @@ from fedportal.aggregation import merge
 from fedportal.aggregation.dtypes import DTYPES, narrowed, widened
 from fedportal.aggregation.errors import AggregationRefused, NothingToAggregate, WeightsError
 from fedportal.aggregation.merge import Contribution, aggregate
-from fedportal.aggregation.weights import layout, read_header
-from tests.aggregation.models import BUFFERS, merged, network, raw, save, write
+from fedportal.aggregation.weights import layout
+from tests.aggregation.models import BUFFERS, merged, network, raw, read_header, save, write
 
 KINDS = ("float16", "float32", "float64")
 LARGEST = {"float16": 6e4, "float32": 3e38, "float64": 1e150}

@@ -10,8 +10,7 @@ from fedportal.aggregation.errors import AggregationRefused
 from fedportal.aggregation.merge import Contribution, aggregate
 from fedportal.aggregation.strategies import STRATEGIES, complete_options, plan_fields, refusal
 from fedportal.aggregation.strategies.robust import trimmed_on_each_side
-from fedportal.aggregation.weights import read_header
-from tests.aggregation.models import BUFFERS, merged, network, save
+from tests.aggregation.models import BUFFERS, merged, network, read_header, save
 from trainer.contract import TrainingPlan
 
 NUMBERS = [(name, option) for name, strategy in STRATEGIES.items() for option in strategy.options if not option.choices]

@@ -1,6 +1,8 @@
 """The reader and the writer against the safetensors library, and the rounding against exact arithmetic."""
 
+import errno
 import json
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -11,8 +13,8 @@ from safetensors.numpy import load_file, save, save_file
 
 from fedportal.aggregation.dtypes import DTYPES, narrowed, widened
 from fedportal.aggregation.errors import WeightsError
-from fedportal.aggregation.weights import Role, WeightsFile, WeightsWriter, layout, read_header
-from tests.aggregation.models import network, note, write
+from fedportal.aggregation.weights import Role, WeightsFile, WeightsWriter, layout
+from tests.aggregation.models import network, note, read_header, write
 from tests.aggregation.models import save as save_model
 
 NUMPY = {"BOOL": "?", "U8": "u1", "I8": "i1", "U16": "u2", "I16": "i2", "F16": "f2", "U32": "u4", "I32": "i4"}
@@ -111,6 +113,16 @@ def test_what_was_not_committed_leaves_what_was_there(tmp_path):
         writer.write(np.zeros(2, np.float32), 0)
     assert (tmp_path / "model").read_bytes() == b"before"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_disk_without_room_for_the_header_is_left_without_a_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space"), WeightsWriter(tmp_path / "model", layout([])):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_while_writing_leaves_no_file(tmp_path):
