@@ -238,13 +238,14 @@ def test_the_log_is_read_on_while_the_run_works_and_once_more_at_its_end(federat
     assert [(log.offset, log.text) for log in outcome.changes.logs] == [(4, "two\n")]
 
 
-def test_a_log_is_kept_up_to_a_limit(federation: Federation):
+@pytest.mark.parametrize("beginning", ["", "x"])
+def test_a_log_is_kept_up_to_a_limit(federation: Federation, beginning: str):
     s = at_work(federation, "a")
-    federation["a"].log = "x" * (MAX_LOG + 1000)
+    federation["a"].log = beginning + "ü" * MAX_LOG
     watch(s, federation.tools)
     changes = Changes()
     take_logs(s, federation.tools, changes)
-    assert len(changes.logs[0].text) == MAX_LOG
+    assert changes.logs[0].text == beginning + "ü" * ((MAX_LOG - len(beginning)) // 2), "whole characters"
     full = replace(s.site_runs[0], current=replace(s.site_runs[0].attempt, log_offset=MAX_LOG))
     federation.clock.tick(1000)
     watch(replace(s, site_runs=(full,)), federation.tools)

@@ -63,7 +63,8 @@ def take_logs(s: Snapshot, tools: Tools, changes: Changes) -> None:
         attempt, chunk = reading.attempt, reading.chunk
         if not chunk.text:
             continue
-        text = chunk.text[: MAX_LOG - attempt.log_offset]
+        room = MAX_LOG - attempt.log_offset
+        text = chunk.text.encode(errors="replace")[:room].decode(errors="ignore")
         changes.logs.append(LogText(attempt.id, attempt.log_offset, text, chunk.next_offset))
         is_over = attempt.id in ended or (s.newest is not None and attempt.round_number != s.round.number)
         if is_over and not reading.is_last and chunk.next_offset < MAX_LOG:
