@@ -123,7 +123,11 @@ class ExperimentViewSet(viewsets.GenericViewSet):
         return self.get_paginated_response(ExperimentRowSerializer(page, many=True).data)
 
     def create(self, request: Request) -> Response:
-        """Create a draft from a preset; ``plan`` and the other fields say what is to be otherwise."""
+        """Create a draft from a preset; ``plan`` and the other fields say what is to be otherwise.
+
+        Without ``participants`` it begins with the sites of your last experiment that are ready; else with all that are
+        ready, or with none when those are more than 10. A blank one begins with none.
+        """
         values = self._checked(NewExperimentSerializer(data=request.data, context={"request": request}))
         participants = values.pop("participations", None)
         experiment = services.create_draft(

@@ -6,7 +6,6 @@ of the journal that says who did it. The orchestrator's step that was under way 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -20,7 +19,8 @@ from fedportal.aggregation.strategies import plan_fields
 from fedportal.experiments import baselines, journal, lifecycle
 from fedportal.experiments.models import Event, Experiment, Participation, Round, SiteRun
 from fedportal.experiments.plan import EDITABLE, PRESETS, merged, preset_plan, with_task_of
-from fedportal.experiments.readiness import Check, checklist, dataset_problem, site_problem
+from fedportal.experiments.proposal import propose
+from fedportal.experiments.readiness import Check, checklist
 from fedportal.experiments.states import (
     CANCELLABLE,
     LIVE_ROUND,
@@ -92,11 +92,11 @@ def create_draft(
 ) -> Experiment:
     """Create a DRAFT from a preset, ``plan`` and ``fields`` laid over it.
 
-    Without ``participants`` a preset of the reference experiment chooses every site that is ready.
+    Without ``participants`` a preset of the reference experiment begins with those of :func:`propose`.
     """
     chosen = PRESETS[preset]
     if participants is None:
-        participants = [] if preset == "blank" else _ready_datasets()
+        participants = [] if preset == "blank" else propose(owner).datasets
     participants = list(participants)
     document = merged(with_task_of(preset_plan(chosen), participants), plan or {})
     options = dict(chosen.options)
@@ -343,26 +343,6 @@ def _take_part(experiment: Experiment, datasets: Iterable[Dataset]) -> None:
     experiment.participations.exclude(site__in=chosen).delete()
     for site_id, dataset in chosen.items():
         Participation.objects.update_or_create(experiment=experiment, site_id=site_id, defaults={"dataset": dataset})
-
-
-def _ready_datasets() -> list[Dataset]:
-    """Return one dataset of every site that is ready, all with the most common task; brain tumours win a tie."""
-    usable = [
-        dataset
-        for site in Site.objects.hospitals()
-        if not site_problem(site)
-        for dataset in site.datasets.order_by("name")
-        if not dataset_problem(dataset)
-    ]
-    if not usable:
-        return []
-    sites = Counter(signature for signature, _ in {(dataset.task_signature, dataset.site_id) for dataset in usable})
-    best = max(sites, key=lambda signature: (sites[signature], "FLAIR" in signature[0], signature))
-    first: dict[int, Dataset] = {}
-    for dataset in usable:
-        if dataset.task_signature == best:
-            first.setdefault(dataset.site_id, dataset)
-    return list(first.values())
 
 
 def _begin_again(current: Round) -> None:

@@ -20,6 +20,7 @@ from fedportal.experiments import baselines, bundles, services
 from fedportal.experiments.forms import SECTIONS, BaselinesForm, FilterForm, SectionForm
 from fedportal.experiments.models import CONTROLLERS_ONLY, Experiment, GlobalModel
 from fedportal.experiments.plan import PRESETS, differences
+from fedportal.experiments.proposal import propose
 from fedportal.experiments.readiness import checklist
 from fedportal.experiments.recipe import GROUPS, has_effect, of_section, value_of
 from fedportal.experiments.review import sentence, step_table
@@ -76,9 +77,13 @@ class NewExperiment(ComposerRequiredMixin, View):
     def get(self, request: HttpRequest) -> HttpResponse:
         others = Experiment.objects.listed_for(request.user).with_progress().select_related("owner")[:CLONES_OFFERED]
         ready = sum(site.health == "healthy" for site in Site.objects.hospitals().with_last_check())
-        return render(
-            request, "experiments/new.html", {"presets": PRESETS.values(), "others": others, "ready_sites": ready}
-        )
+        context = {
+            "presets": PRESETS.values(),
+            "others": others,
+            "ready_sites": ready,
+            "proposal": propose(request.user),
+        }
+        return render(request, "experiments/new.html", context)
 
     def post(self, request: HttpRequest) -> HttpResponse:
         preset = request.POST.get("preset", "")
