@@ -1,5 +1,7 @@
 """Who gets into the admin, by which door, and people in it: stock forms, with the role."""
 
+from typing import Any
+
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as StockUserAdmin
 from django.contrib.auth.decorators import login_not_required
@@ -65,6 +67,12 @@ class UserAdmin(StockUserAdmin):
     @admin.display(description="name", ordering="first_name")
     def name(self, person: User) -> str:
         return person.get_full_name()
+
+    def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
+        fieldsets = super().get_fieldsets(request, obj)
+        if obj is None or self.has_change_permission(request, obj):
+            return fieldsets
+        return [(None, {"fields": ["username"]}), *fieldsets[1:]]  # the password comes with a button to reset it
 
     def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> list[str]:
         if obj is None:

@@ -281,7 +281,10 @@ def test_an_operator_changes_no_superuser_and_makes_none_in_the_admin(client):
     page = f"/admin/accounts/user/{above.pk}/change/"
     assert client.post(page, {"role": Role.RESEARCHER}).status_code == 403
     assert client.post(f"/admin/accounts/user/{above.pk}/password/", {}).status_code == 403
-    assert above.password not in client.get(page).content.decode()
+    shown = client.get(page).content.decode()
+    assert "Reset password" not in shown
+    assert above.password not in shown
+    assert "Reset password" in client.get(f"/admin/accounts/user/{other.pk}/change/").content.decode()
     sent = {"username": "other", "role": Role.STEWARD, "is_active": "on", "is_superuser": "on"}
     assert client.post(f"/admin/accounts/user/{other.pk}/change/", sent).status_code == 302
     other.refresh_from_db()
