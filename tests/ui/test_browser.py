@@ -22,6 +22,7 @@ PAGES = [
     "/accounts/password/",
     "/nowhere/",
 ]
+INK_OF_API = "getComputedStyle(document.querySelector('.opblock-summary-path')).color"
 WIDTHS = {"desk": 1280, "phone": 390}
 
 
@@ -68,6 +69,16 @@ def test_the_admin_takes_the_theme_before_its_first_frame(open_page):
     page.goto("/admin/")
     assert page.locator("html").get_attribute("data-theme") == "dark"
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 20, 23)"
+    assert page.complaints == []
+
+
+def test_the_page_of_the_api_takes_the_theme(open_page):
+    page = open_page("/sites/", theme="dark")
+    page.goto("/api/docs/")
+    page.locator(".opblock-summary-path").first.wait_for()
+    dark = page.evaluate(INK_OF_API)
+    page.locator(".theme-switch").get_by_role("button", name="Light").click()
+    assert page.evaluate(INK_OF_API) != dark
     assert page.complaints == []
 
 
