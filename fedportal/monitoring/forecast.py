@@ -20,7 +20,8 @@ MOST_NOTES = 5
 class SiteNow:
     """A site in the current round. ``running``: seconds since its attempt was launched, ``None`` when it is not at
     work; ``usual``: what it normally takes, ``None`` without history; ``silent``: seconds since its last sign of life;
-    ``unreached``: seconds since which it does not answer, ``None``: it does; ``next_try``: seconds until it is called."""
+    ``unreached``: seconds since which it does not answer, ``None``: it does; ``next_try``: seconds until it is called;
+    ``reason``: a sentence on why its run has not begun, for instance that a steward has to confirm it."""
 
     name: str
     running: float | None = None
@@ -28,6 +29,7 @@ class SiteNow:
     silent: float | None = None
     unreached: float | None = None
     next_try: float = 0.0
+    reason: str = ""
 
     @property
     def is_late(self) -> bool:
@@ -90,6 +92,9 @@ def notes(sites: Iterable[SiteNow]) -> list[str]:
             said.append(f"{site.name} has not answered for {in_words(site.unreached)}; it is tried again {again}.")
             continue
         if site.running is None:
+            continue
+        if site.reason:
+            said.append(f"{site.name}: {site.reason}")
             continue
         if site.silent is not None and site.silent > SILENT_SECONDS:
             said.append(f"{site.name} was last heard from {in_words(site.silent)} ago.")

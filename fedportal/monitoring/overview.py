@@ -134,6 +134,8 @@ class Overview:
         experiment, current = self.experiment, self.current
         if experiment.status is not ExperimentState.RUNNING or current is None or experiment.reason:
             return ""  # while it waits, nobody can tell
+        if any(cell.is_at_site and cell.run.reason for cell in current.cells):
+            return ""  # so it is while one of its runs waits
         evaluating = current.round.kind == RoundKind.EVALUATE
         seconds = forecast.seconds_left(
             rounds=[row.seconds for row in reversed(self.rows) if _trained(row)],
@@ -156,6 +158,7 @@ class Overview:
                 running=cell.seconds if cell.is_at_site else None,
                 usual=self.usual(cell.style.slug),
                 silent=_age(cell.attempt, now),
+                reason=cell.run.reason if cell.run else "",
                 **_trouble(cell, now),
             )
             for cell in self.current.cells

@@ -1,7 +1,7 @@
 // The compare page: draws its figures, saves them, puts another choice in its place without a reload, and renews itself
 // when a member of the family begins or ends. Without this script every choice is a link, and every number is a table.
 
-import { axisOf, escaped, layoutOf, palette } from "./drawing.js";
+import { axisOf, escaped, layoutOf, palette, save } from "./drawing.js";
 import { Overlay } from "./overlay.js";
 
 const EVERY = 5000; // milliseconds between two looks at what is still to come
@@ -115,23 +115,14 @@ const TITLES = {
   matrix: () => "Every model at every site",
 };
 
-/** Save a figure as it is seen now, on the surface of the theme, with a title and a legend of its own. */
-function save(name, format) {
-  const figure = FIGURES[name]();
-  const layout = {
-    ...figure.layout,
-    paper_bgcolor: palette()("--chart-surface"),
-    title: {
-      text: `${escaped(data.title)}: ${escaped(name === "curves" ? data.measured : data.subject)}<br><sup>${escaped(TITLES[name]())}</sup>`,
-      font: { size: 16 }, x: 0.02, xanchor: "left", y: 1, yanchor: "top", pad: { t: 24 },
-    },
-    showlegend: name === "curves",
-    legend: { orientation: "h", y: -0.2 },
-    margin: { ...figure.layout.margin, t: name === "matrix" ? 100 : 64, b: name === "curves" ? 110 : figure.layout.margin.b },
-    width: 1000,
-    height: figure.layout.height + 90,
-  };
-  Plotly.downloadImage({ data: figure.data, layout }, { format, width: 1000, height: layout.height, scale: 2, filename: `${data.name}-${name}` });
+function saveAs(name, format) {
+  save(FIGURES[name](), {
+    title: `${data.title}: ${name === "curves" ? data.measured : data.subject}`,
+    subtitle: TITLES[name](),
+    filename: `${data.name}-${name}`,
+    margin: name === "matrix" ? { t: 100 } : {},
+    format,
+  });
 }
 
 // --- another choice -------------------------------------------------------------------------------
@@ -159,7 +150,7 @@ document.addEventListener("click", (event) => {
     load(link.href);
   }
   const button = event.target.closest("[data-save]");
-  if (button) save(button.closest("[data-figure]").dataset.figure, button.dataset.save);
+  if (button) saveAs(button.closest("[data-figure]").dataset.figure, button.dataset.save);
 });
 addEventListener("popstate", () => load(location.href, { isBack: true }));
 document.addEventListener("themechange", draw);

@@ -1,6 +1,6 @@
 // The charts: what the toggles choose is drawn with Plotly, once per animation frame at most, and offered as a table.
 
-import { axisOf, escaped, header, layoutOf, palette } from "./drawing.js";
+import { axisOf, escaped, header, layoutOf, palette, save } from "./drawing.js";
 import { ROUND, SECONDS, VALUE, X } from "./series.js";
 
 const MOST_DRAWN = 1500; // points per line; more than a chart has pixels only costs time
@@ -102,9 +102,24 @@ export class Curves {
       this.#showState();
       this.#chosen();
     } else if (button?.dataset.act === "image") {
-      const plot = this.#charts.find((chart) => chart.name === name).plot;
-      Plotly.downloadImage(plot, { format: "svg", width: 900, height: 480, filename: `fedportal-${name}` });
+      this.#save(this.#charts.find((chart) => chart.name === name));
     }
+  }
+
+  /** On the page a chart's heading and the legend above all of them say what is drawn; a file has to say it itself. */
+  #save({ name, title, axis, plot }) {
+    const { layout } = plot;
+    const named = { ...layout, yaxis: { ...layout.yaxis, title: { ...layout.yaxis.title, text: axis } } };
+    const what = this.#isTraining(name) ? "Every training step"
+      : this.#choice("model") === "incoming" ? `Each ${this.#data.model} on the held-out cases` : "After local training, on the held-out cases";
+    const region = this.#choice("region");
+    const where = name === "loss" ? "" : region === "mean" ? ", mean over the regions" : `, ${region}`;
+    save({ data: plot.data, layout: named }, {
+      title: `${this.#data.title}: ${title}`,
+      subtitle: what + where,
+      filename: `fedportal-${this.#data.key}-${name}`,
+      format: "svg",
+    });
   }
 
   #showState() {
@@ -122,10 +137,15 @@ export class Curves {
 
   // --- what is drawn ----------------------------------------------------------------------------
 
+  /** Whether a chart shows what was measured at each training step. */
+  #isTraining(name) {
+    return name === "loss" && this.#choice("loss") === "train";
+  }
+
   /** The lines of a chart as now chosen: [{style, label, points}], the global model last, on top. */
   #lines(chart) {
     const model = this.#choice("model");
-    const training = chart.name === "loss" && this.#choice("loss") === "train";
+    const training = this.#isTraining(chart.name);
     const region = chart.name === "loss" ? "" : this.#choice("region");
     const lines = this.#data.sites.map((style) => ({
       style,
@@ -145,14 +165,14 @@ export class Curves {
     const [unit, unitName] = this.#axisUnit(lines);
     const time = this.#choice("axis") === "time";
     const few = lines.every((line) => line.points.length <= 80);
-    const training = chart.name === "loss" && this.#choice("loss") === "train";
+    const training = this.#isTraining(chart.name);
     const traces = lines.map((line) => {
       const points = thinned(line.points);
       const marked = few && !(training && line.style);
       return {
         type: "scatter",
         mode: marked ? "lines+markers" : "lines",
-        name: line.label,
+        name: escaped(line.label),
         x: points.map((point) => (time ? point[SECONDS] / unit : point[X])),
         y: points.map((point) => point[VALUE]),
         line: {
@@ -234,7 +254,7 @@ export class Curves {
     const what = training
       ? `Loss of each training step at the sites; the thick line is the ${word}'s loss on the held-out cases.`
       : model === "incoming"
-        ? `Each ${word}, measured at every site on cases it never trains with; the thick line is the mean over the sites.`
+        ? `Each ${word}, measured at every site on cases it never trains with; the thick line is the mean over all those cases.`
         : "Each site's own model after its local training, before it is merged; the thick line is the global model.";
     const caption = chart.figure.querySelector("[data-caption]");
     const better = chart.name === "dice" ? "0 is no overlap with the outline drawn by people, 1 a perfect one." : chart.unit ? `In ${chart.unit}; lower is better.` : "Lower is better.";

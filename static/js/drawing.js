@@ -37,3 +37,23 @@ export function layoutOf(colour) {
     hoverlabel: { bgcolor: colour("--chart-surface"), bordercolor: colour("--chart-axis"), font: { color: colour("--chart-global"), size: 12 } },
   };
 }
+
+/** Save a figure as it is seen now as a file that stands alone: on the surface of the theme, with a title and, where it
+ * has several lines, a legend. */
+export function save({ data, layout }, { title, subtitle, format, filename, margin = {}, height = layout.height + 90 }) {
+  const hasLegend = data.length > 1;
+  const whole = {
+    ...layout,
+    paper_bgcolor: palette()("--chart-surface"),
+    title: {
+      text: `${escaped(title)}<br><sup>${escaped(subtitle)}</sup>`,
+      font: { size: 16 }, x: 0.02, xanchor: "left", y: 1, yanchor: "top", pad: { t: 24 },
+    },
+    showlegend: hasLegend,
+    legend: { orientation: "h", y: -0.2 },
+    margin: { ...layout.margin, t: 64, ...(hasLegend ? { b: 110 } : {}), ...margin },
+    width: 1000,
+    height,
+  };
+  Plotly.downloadImage({ data, layout: whole }, { format, width: 1000, height, scale: 2, filename });
+}

@@ -51,6 +51,11 @@ def test_a_silent_site_is_named_with_its_last_sign_of_life():
     assert notes([SiteNow("Mainz", running=300, usual=12, silent=240)]) == ["Mainz was last heard from 4 min ago."]
 
 
+def test_a_run_that_waits_for_somebody_says_for_whom():
+    site = SiteNow("Mainz", running=900, usual=12, silent=1, reason="It waits for the steward's confirmation.")
+    assert notes([site]) == ["Mainz: It waits for the steward's confirmation."]
+
+
 def test_thirty_silent_sites_do_not_push_the_curves_away():
     said = notes(SiteNow(f"Site {number}", running=300, silent=240) for number in range(30))
     assert said[3:] == [

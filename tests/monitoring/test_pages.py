@@ -1,6 +1,7 @@
 """Who sees what, what the pages say, and what they cost."""
 
 from datetime import timedelta
+from html import unescape
 
 import pytest
 from django.contrib.staticfiles.finders import find
@@ -143,6 +144,16 @@ def test_the_page_brings_the_first_figure_and_its_cursor(client, running, ada):
     assert [[p[2] for p in s["points"]] for s in training] == [[1, 2, 3, 4, 5]]
     assert 'id="experiment-data"' in answer.content.decode()
     assert "Round 4 began." in answer.content.decode()
+
+
+def test_a_field_and_the_head_say_what_a_run_waits_for(client, running, ada):
+    run = scenes.run_of(running.rounds.get(number=4), "mainz")
+    run.state, run.reason = SiteRunState.DISPATCHED, "It waits for the steward's confirmation."
+    run.save()
+    shown = unescape(page(client, ada, "experiment", running.key).content.decode())
+    assert "Hospital mainz: It waits for the steward's confirmation." in shown
+    assert overview(running).left == ""
+    assert '<span class="run__reason">It waits for the steward\'s confirmation.</span>' in shown
 
 
 def test_the_head_says_where_it_stands_and_how_long_it_takes(running):
