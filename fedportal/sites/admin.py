@@ -146,7 +146,12 @@ class SiteAdmin(admin.ModelAdmin):
         return self.inlines if obj else []
 
     def save_model(self, request: HttpRequest, obj: Site, form: SiteForm, change: bool) -> None:
-        obj.pk = form.store().pk
+        obj.pk = form.store(by=request.user).pk
+
+    def log_addition(self, *args: Any) -> None:
+        """The form has told the history already, as it does for the pages and the API."""
+
+    log_change = log_addition
 
     @admin.display(description="health")
     def health_badge(self, site: Site) -> SafeString:

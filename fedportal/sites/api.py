@@ -235,8 +235,8 @@ class SiteWriteSerializer(StrictSerializer):
                 errors[name] = list(words)
         return errors
 
-    def save(self, **kwargs: Any) -> Site:
-        return self.form.store()
+    def save(self, *, by: User) -> Site:
+        return self.form.store(by=by)
 
 
 class SignInSerializer(serializers.ModelSerializer):
@@ -293,14 +293,14 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
         """Register a site (operators)."""
         registration = SiteWriteSerializer(data=request.data)
         registration.is_valid(raise_exception=True)
-        return self._answer(registration.save(), status.HTTP_201_CREATED)
+        return self._answer(registration.save(by=request.user), status.HTTP_201_CREATED)
 
     @extend_schema(request=SiteWriteSerializer(partial=True), responses=SiteSerializer)
     def partial_update(self, request: Request, slug: str) -> Response:
         """Change some settings of a site (operators); it is checked anew."""
         change = SiteWriteSerializer(self.get_object(), data=request.data, partial=True)
         change.is_valid(raise_exception=True)
-        change.save()
+        change.save(by=request.user)
         return self._answer(self.get_object())
 
     @extend_schema(responses=DatasetSerializer(many=True))
@@ -345,7 +345,7 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     def retire(self, request: Request, slug: str) -> Response:
         """Take a site out of use (operators). Its history stays."""
         site = self.get_object()
-        services.retire(site)
+        services.retire(site, by=request.user)
         return self._answer(site)
 
     @extend_schema(request=None, responses=SiteSerializer)
@@ -353,7 +353,7 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     def reinstate(self, request: Request, slug: str) -> Response:
         """Take a retired site back into use (operators)."""
         site = self.get_object()
-        services.reinstate(site)
+        services.reinstate(site, by=request.user)
         return self._answer(site)
 
     @extend_schema(request=None, responses=SiteKeySerializer)

@@ -135,8 +135,9 @@ class SiteForm(forms.ModelForm):
 
     # --- what is stored ----------------------------------------------------------------------------
 
-    def store(self) -> Site:
-        """Register the site or bring it up to date, through the service; its check is due at once."""
+    def store(self, *, by: User) -> Site:
+        """Register the site or bring it up to date, through the service; its check is due at once. Who did it is recorded."""
+        done = self._done()
         values = {name: self.cleaned_data[name] for name in ("name", "city", "contact")}
         values |= {
             "connector": self.kind,
@@ -145,8 +146,20 @@ class SiteForm(forms.ModelForm):
             "secrets": self.typed_secrets,
         }
         if self.instance._state.adding:
-            return services.register(slug=self.cleaned_data["slug"], **values)
-        return services.update(self.instance, **values)
+            site = services.register(slug=self.cleaned_data["slug"], **values)
+        else:
+            site = services.update(self.instance, **values)
+        services.record_act(site, by=by, text=done)
+        return site
+
+    def _done(self) -> str:
+        """Say in words what storing does. Fields are named, values are not: they may be secret."""
+        if self.instance._state.adding:
+            return f"Registered the site with the connector {self.connector.TITLE}"
+        if self.instance.connector != self.kind:
+            return f"Gave the site the connector {self.connector.TITLE}"
+        changed = ", ".join(f"“{self[name].label}”" for name in self.changed_data)
+        return f"Changed {changed}" if changed else "Saved the site as it was"
 
 
 def site_form(kind: str) -> type[SiteForm]:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.contenttypes.models import ContentType
 from django.db import connection, models, transaction
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -164,9 +165,15 @@ def reissue(site: Site, *, by: User) -> None:
 
 
 def record_act(site: Site, *, by: User, text: str) -> None:
-    """Keep who did something with a site's keys or said something of its data: in the history that the admin shows, and in the log."""
+    """Keep who did something with a site: in its history, which the admin shows, and in the log."""
     LogEntry.objects.log_actions(by.pk, [site], CHANGE, text, single_object=True)
     logger.info("site %s: %s (by %s)", site.slug, text, by.get_username())
+
+
+def acts(site: Site) -> models.QuerySet[LogEntry]:
+    """Return what people did with a site, newest first."""
+    of_sites = ContentType.objects.get_for_model(Site)
+    return LogEntry.objects.filter(content_type=of_sites, object_id=site.pk).select_related("user").order_by("-pk")
 
 
 def keep_secret(slug: str, name: str, secret: str) -> None:
@@ -300,7 +307,7 @@ def record_contact(slug: str, *, reached_at: datetime | None, trouble: Trouble |
         row.update(unreached_since=since, unreached_because=trouble.reason[:300], next_try_at=trouble.next_try_at)
 
 
-def retire(site: Site) -> None:
+def retire(site: Site, *, by: User) -> None:
     """Take a site out of use. Its history stays; it is not checked any more and no experiment can choose it."""
     if site.is_pool:
         raise SiteIsPool
@@ -311,10 +318,12 @@ def retire(site: Site) -> None:
     site.retired_at = timezone.now()
     site.check_due_at = None
     site.save(update_fields=["retired_at", "check_due_at"])
+    record_act(site, by=by, text="Retired the site")
 
 
-def reinstate(site: Site) -> None:
+def reinstate(site: Site, *, by: User) -> None:
     """Take a retired site back into use; it is checked at once."""
     site.retired_at = None
     site.check_due_at = timezone.now()
     site.save(update_fields=["retired_at", "check_due_at"])
+    record_act(site, by=by, text="Put the site back into use")

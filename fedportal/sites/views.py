@@ -79,6 +79,7 @@ class SiteDetail(DetailView):
             "needs_sign_in": needs_sign_in(site),
             "is_signed_in": "refresh_token" in site.secrets,
             "sign_in": SignIn.objects.filter(site=site).first(),
+            "last_act": services.acts(site).first(),
         }
 
 
@@ -108,7 +109,7 @@ class _SiteFormView(OperatorRequiredMixin):
         return site_form(kind)
 
     def form_valid(self, form: SiteForm) -> HttpResponse:
-        site = form.store()
+        site = form.store(by=self.request.user)
         messages.success(self.request, self.done.format(site))
         return redirect("sites:detail", slug=site.slug)
 
@@ -196,7 +197,7 @@ def reissue(request: HttpRequest, slug: str) -> HttpResponse:
 @operator_required
 def retire(request: HttpRequest, slug: str) -> HttpResponse:
     site = get_object_or_404(Site, slug=slug)
-    services.retire(site)
+    services.retire(site, by=request.user)
     messages.success(request, f"{site} is retired. Its history stays.")
     return redirect("sites:detail", slug=slug)
 
@@ -205,6 +206,6 @@ def retire(request: HttpRequest, slug: str) -> HttpResponse:
 @operator_required
 def reinstate(request: HttpRequest, slug: str) -> HttpResponse:
     site = get_object_or_404(Site, slug=slug)
-    services.reinstate(site)
+    services.reinstate(site, by=request.user)
     messages.success(request, f"{site} is back in use. A check is requested.")
     return redirect("sites:detail", slug=slug)

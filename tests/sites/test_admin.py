@@ -1,6 +1,9 @@
+from datetime import UTC, datetime
+
 import pytest
 from django.contrib.admin.models import LogEntry
 
+from fedportal.accounts.models import Role
 from fedportal.connectors import registry
 from fedportal.connectors.base import CheckReport, CheckStep
 from fedportal.sites import services
@@ -48,6 +51,39 @@ def test_a_site_is_changed_in_the_admin_and_keeps_its_secrets(admin, probe):
     assert (site.slug, site.config["project"], site.secrets) == ("mainz", "lungs", before.secrets)
 
 
+def test_the_history_says_who_changed_what_wherever_it_was_done(admin, probe):
+    admin.post(f"/admin/sites/site/add/?connector={KIND}", TYPED)
+    site = Site.objects.get()
+    kept = {"password": "", "definition": ""}
+    admin.post(
+        f"/admin/sites/site/{site.pk}/change/",
+        {**TYPED, **INLINES, **kept, "project": "lungs", "password": "pass-4712"},
+    )
+    admin.force_login(make_user("olga", Role.OPERATOR))
+    admin.post("/sites/mainz/edit/", {**TYPED, **kept, "project": "lungs", "city": "Mainz"})
+    admin.patch("/api/sites/mainz/", {"contact": "it@mainz.example"}, content_type="application/json")
+    admin.post("/sites/mainz/retire/")
+    admin.post("/sites/mainz/reinstate/")
+    assert [(act.user.username, act.get_change_message()) for act in services.acts(site)] == [
+        ("olga", "Put the site back into use"),
+        ("olga", "Retired the site"),
+        ("olga", "Changed “Contact”"),
+        ("olga", "Changed “City”"),
+        ("otto", "Changed “Project”, “Password”"),
+        ("otto", f"Registered the site with the connector {probe.TITLE}"),
+    ]
+    assert "Retired the site" in admin.get(f"/admin/sites/site/{site.pk}/history/").content.decode()
+    assert "Put the site back into use" in admin.get("/sites/mainz/").content.decode()
+    admin.force_login(stella())
+    assert "Put the site back into use" not in admin.get("/sites/mainz/").content.decode()
+
+
+def test_times_are_told_by_24_hours_and_with_their_zone(admin):
+    site = make_site("mainz", registered_at=datetime(2026, 11, 3, 14, 5, tzinfo=UTC))
+    assert "3 November 2026, 14:05 UTC" in admin.get(f"/admin/sites/site/{site.pk}/change/").content.decode()
+    assert "3 November 2026" in admin.get("/sites/mainz/").content.decode()
+
+
 def test_a_site_whose_connector_this_portal_lacks_gets_another_one(admin, monkeypatch):
     monkeypatch.delitem(registry.KINDS, KIND, raising=False)
     site = make_site("mainz", connector=KIND)
@@ -87,7 +123,7 @@ def test_a_secret_that_was_typed_into_a_refused_form_is_not_sent_back(admin, pro
 
 def test_sites_are_checked_by_the_action_and_by_the_button(admin):
     mainz, bonn, kiel = make_site("mainz"), make_site("bonn"), make_site("kiel")
-    services.retire(kiel)
+    services.retire(kiel, by=make_user())
     sent = {"action": "check_now", "_selected_action": [mainz.pk, kiel.pk]}
     admin.post("/admin/sites/site/", sent)
     assert admin.post(f"/admin/sites/site/{bonn.pk}/check/").status_code == 302
@@ -97,7 +133,7 @@ def test_sites_are_checked_by_the_action_and_by_the_button(admin):
 
 def test_the_button_refuses_a_retired_site_in_words(admin):
     site = make_site("kiel")
-    services.retire(site)
+    services.retire(site, by=make_user())
     answer = admin.post(f"/admin/sites/site/{site.pk}/check/", follow=True)
     assert "This site is retired" in answer.content.decode()
 

@@ -11,7 +11,7 @@ from fedportal.sites.form_fields import form_field
 from fedportal.sites.forms import SiteForm, site_form
 from fedportal.sites.models import ConnectorKind, Site
 from fedportal.sites.services import SiteBusy
-from tests.factories import make_dataset, make_experiment, make_site, otto
+from tests.factories import make_dataset, make_experiment, make_site, make_user, otto
 from tests.sites.probe import DEFINITION, KIND, TYPED, certificate
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("probe")]
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("probe")]
 def registered(**more) -> Site:
     form = site_form(KIND)({**TYPED, **more})
     assert form.is_valid(), form.errors
-    return form.store()
+    return form.store(by=make_user())
 
 
 def test_every_kind_of_field_is_stored_where_it_belongs():
@@ -117,7 +117,7 @@ def test_a_certificate_is_uploaded_as_a_file_and_told_in_words():
     chosen = {"ca_certificate-file": SimpleUploadedFile("ca.pem", b"Bag attributes\n" + pem.encode())}
     form = site_form(KIND)({**TYPED, "ca_certificate": "overruled"}, chosen)
     assert form.is_valid(), form.errors
-    site = form.store()
+    site = form.store(by=make_user())
     assert "Bag attributes" not in site.config["ca_certificate"]
     words = dict(described(site))["Authority"]
     assert words.startswith("Mainz Root, expires ")
@@ -144,7 +144,7 @@ def test_an_empty_secret_and_an_empty_definition_keep_what_is_stored():
     before = dict(site.secrets)
     form = site_form(KIND)({**TYPED, "password": "", "definition": "", "project": "lungs"}, instance=site)
     assert form.is_valid(), form.errors
-    form.store()
+    form.store(by=make_user())
     site = Site.objects.get()
     assert (site.secrets, site.config["project"], site.config["port"]) == (before, "lungs", 443)
 
@@ -154,7 +154,7 @@ def test_a_new_secret_and_a_new_definition_replace_what_is_stored():
     typed = {**TYPED, "password": "new-4712", "definition": DEFINITION.replace("tok-4711", "tok-4712")}
     form = site_form(KIND)(typed, instance=site)
     assert form.is_valid(), form.errors
-    form.store()
+    form.store(by=make_user())
     secrets = Site.objects.get().secrets
     assert (secrets["password"], secrets["token"]) == ("new-4712", "tok-4712")
     assert secrets["portal_token"] == site.secrets["portal_token"]
@@ -168,7 +168,7 @@ def test_only_a_secret_that_may_be_missing_can_be_forgotten():
     assert 'name="password-forget"' not in shown
     form = site_form(KIND)({**typed, "otp_seed-forget": "on", "password-forget": "on"}, instance=site)
     assert form.is_valid(), form.errors
-    form.store()
+    form.store(by=make_user())
     assert set(Site.objects.get().secrets) == {"password", "token", "portal_token"}
 
 
@@ -178,7 +178,7 @@ def test_another_connector_begins_with_nothing_of_the_old_one():
     assert list(form.errors) == ["password"]
     form = site_form(KIND)(TYPED, instance=site)
     assert form.is_valid(), form.errors
-    form.store()
+    form.store(by=make_user())
     site = Site.objects.get()
     assert (site.connector, site.secrets["password"]) == (KIND, "pass-4711")
     assert "data_root" not in site.config
@@ -191,7 +191,7 @@ def test_a_site_that_takes_part_in_something_keeps_its_connector():
     form = site_form(KIND)(TYPED, instance=site)
     assert form.is_valid(), form.errors
     with pytest.raises(SiteBusy):
-        form.store()
+        form.store(by=make_user())
     assert Site.objects.get().connector == "local"
 
 

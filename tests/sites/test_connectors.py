@@ -11,6 +11,7 @@ from fedportal.orchestrator.tools import Connectors
 from fedportal.sites.connection import handout_of
 from fedportal.sites.forms import site_form
 from fedportal.sites.models import ConnectorKind, Site
+from tests.factories import make_user
 from tests.orchestrator.fakes import MemoryStore
 from tests.sites.probe import certificate
 
@@ -49,7 +50,7 @@ TYPED = {
 def register(kind: str, **more: str) -> Site:
     form = site_form(kind)({**NAMED, **TYPED[kind], **more})
     assert form.is_valid(), form.errors
-    return form.store()
+    return form.store(by=make_user())
 
 
 def test_every_kind_that_a_site_may_have_can_be_chosen():
@@ -99,4 +100,4 @@ def test_definitions_are_exchanged_in_kaapanas_own_form(settings):
         {"name": "Ulm", "slug": "ulm", "definition": definition, "project": PROJECT, "dag": "x"}
     )
     assert other.is_valid(), other.errors
-    assert handout_of(other.store())["token"] != ours["token"]
+    assert handout_of(other.store(by=make_user()))["token"] != ours["token"]

@@ -20,7 +20,7 @@ GOOD = {
 def test_a_good_form_registers_a_site():
     form = SiteForm({**GOOD, "stewards": [stella().pk]})
     assert form.is_valid(), form.errors
-    site = form.store()
+    site = form.store(by=make_user())
     assert site.config == {"data_root": "/srv/mainz/data", "work_dir": "/srv/mainz/work", "threads": 2}
     assert Site.objects.get().stewards.count() == 1
 
@@ -84,7 +84,7 @@ def test_the_short_name_is_fixed_once_registered():
     site = make_site("mainz")
     form = SiteForm({**GOOD, "slug": "other"}, instance=site)
     assert form.is_valid(), form.errors
-    form.store()
+    form.store(by=make_user())
     assert Site.objects.get().slug == "mainz"
 
 
@@ -92,7 +92,7 @@ def test_settings_that_the_form_does_not_know_are_kept():
     site = make_site("mainz", config={"data_root": "/a", "work_dir": "/b", "threads": 1, "image": "trainer:1"})
     form = SiteForm(GOOD, instance=site)
     assert form.is_valid()
-    assert form.store().config["image"] == "trainer:1"
+    assert form.store(by=make_user()).config["image"] == "trainer:1"
 
 
 def test_a_former_steward_can_stay_named():

@@ -9,7 +9,7 @@ from fedportal.experiments.models import Participation
 from fedportal.sites import services
 from fedportal.sites.models import Dataset, Health, Site
 from fedportal.ui.errors import DomainError
-from tests.factories import make_dataset, make_experiment, make_site, stella
+from tests.factories import make_dataset, make_experiment, make_site, make_user, stella
 
 pytestmark = pytest.mark.django_db
 CONFIG = {"data_root": "/srv/mainz/data", "work_dir": "/srv/mainz/work", "threads": 2}
@@ -218,7 +218,7 @@ def test_datasets_and_active_experiments_are_counted():
 
 def test_a_retired_site_is_not_checked():
     site = make_site()
-    services.retire(site)
+    services.retire(site, by=make_user())
     assert not Site.objects.active().exists()
     with pytest.raises(services.SiteRetired):
         services.request_check(site)
@@ -230,16 +230,16 @@ def test_a_site_in_an_experiment_under_way_is_not_retired():
     experiment = make_experiment(sites=1, started_at=timezone.now())
     site = experiment.participations.get().site
     with pytest.raises(services.SiteBusy):
-        services.retire(site)
+        services.retire(site, by=make_user())
     experiment.ended_at = timezone.now()
     experiment.save()
-    services.retire(site)
+    services.retire(site, by=make_user())
 
 
 def test_a_pool_is_the_portals_own():
     pool = make_site("pool-1", is_pool=True)
     with pytest.raises(services.SiteIsPool):
-        services.retire(pool)
+        services.retire(pool, by=make_user())
     with pytest.raises(services.SiteIsPool):
         services.update(pool, city="Mainz")
     pool.refresh_from_db()
@@ -248,13 +248,13 @@ def test_a_pool_is_the_portals_own():
 
 def test_a_reinstated_site_is_checked_at_once():
     site = make_site()
-    services.retire(site)
-    services.reinstate(site)
+    services.retire(site, by=make_user())
+    services.reinstate(site, by=make_user())
     assert Site.objects.active().get().check_is_pending
 
 
 def test_a_site_is_retired_once():
     site = make_site()
-    services.retire(site)
+    services.retire(site, by=make_user())
     with pytest.raises(services.SiteRetired):
-        services.retire(site)
+        services.retire(site, by=make_user())
