@@ -48,6 +48,13 @@ def test_of_many_cases_the_interval_is_that_of_the_textbook():
     assert found.high == pytest.approx(found.value + reach, abs=0.03 * reach)
 
 
+def test_where_only_the_seeds_differ_the_interval_is_that_of_so_many_runs():
+    lucky = 0.05 * stats.norm.ppf((np.arange(8) + 0.5) / 8)
+    found = Bootstrap([30]).mean([np.full((8, 30, 1), 0.7) + lucky[:, None, None]])
+    reach = stats.t.ppf(0.975, 7) * lucky.std(ddof=1) / np.sqrt(8)  # with the degrees of 30 cases 0.87 of it
+    assert (found.high - found.low) / 2 == pytest.approx(reach, rel=0.06)
+
+
 def test_a_difference_is_paired_by_case():
     hard, generator = np.array([0.2, 0.9, 0.4, 0.7, 0.6]), np.random.default_rng(1)
     ours, theirs = [site(*(hard + 0.05 + generator.normal(0, 0.001, 5)))], [site(*hard)]
