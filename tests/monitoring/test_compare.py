@@ -87,6 +87,16 @@ def test_a_shorter_distance_is_a_gain(head):
     assert [gain for gain in comparison.gains if gain.is_worst] == [worst]
     best = max(comparison.lines[0].cells, key=lambda cell: cell.shade)
     assert best.estimate.value == min(cell.estimate.value for cell in comparison.lines[0].cells)
+    local = [line for line in comparison.lines if line.contender.role == "local"]
+    assert comparison.best_local == min(local, key=lambda line: line.mean.value).contender
+
+
+def test_of_two_evaluations_of_all_models_the_later_one_counts(head):
+    later = families.member_of(head, head, Kind.CROSS_SITE, turn=4)
+    families.measure(later, {"pooled": Subject.Role.POOLED}, value=lambda *_: 0.4)
+    means = {line.contender.key: line.mean.value for line in compared(head).lines}
+    assert means["pooled"] == pytest.approx(0.4)
+    assert means["cyclic"] > 0.5  # which the later one did not measure
 
 
 def test_the_runs_own_final_evaluation_goes_before_that_of_all_models(head):
