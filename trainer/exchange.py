@@ -182,7 +182,6 @@ def exchange(
     report = Reporter(
         spec.run,
         log=log,
-        folder=job.folder,
         url=spec.metrics_url,
         token=metrics_token(job.key),
         unwanted=end_this_process,

@@ -1,7 +1,7 @@
 """Tell the portal how a run gets on, without ever disturbing the run.
 
-The training only appends to a list; a thread writes the records to the run's folder and posts them. While the
-portal is away they wait, and are sent when it is back. What it never got is complete in the manifest.
+The training only appends to a list; a thread posts the records. While the portal is away they wait, and are sent when
+it is back. What it never got is complete in the manifest.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ class Reporter:
         run: str,
         *,
         log: Log,
-        folder: Path,
         url: str = "",
         token: str = "",
         unwanted: Callable[[], None] = lambda: None,
@@ -74,7 +73,6 @@ class Reporter:
         self._unwanted = unwanted
         self._run, self._log, self._url = run, log, url
         self._headers = {"Authorization": f"Bearer {token}"}
-        self._buffer = folder / "metrics.jsonl"
         self._records: list[MetricRecord] = []
         self._wake, self._closing = threading.Event(), threading.Event()
         self._end = math.inf
@@ -124,7 +122,7 @@ class Reporter:
 
     def _work(self) -> None:
         session = new_session()
-        written = sent = logged = 0
+        sent = logged = 0
         pause, due = 0.0, 0.0
         while True:
             self._wake.wait()
@@ -135,7 +133,6 @@ class Reporter:
                     self._closing.wait(wait)
             self._wake.clear()
             closing = self._closing.is_set()
-            written += self._keep(written)
             batch = self._records[sent : sent + BATCH]
             finished = closing and sent + len(batch) == len(self._records)
             if not self._url:
@@ -160,17 +157,6 @@ class Reporter:
                 return
             if closing or sent < len(self._records):
                 self._wake.set()
-
-    def _keep(self, written: int) -> int:
-        """Append new records to the buffer on disk; return how many. A full disk loses the copy, not the run."""
-        new = self._records[written:]
-        if new:
-            try:
-                with self._buffer.open("a") as file:
-                    file.writelines(json.dumps(record.to_json()) + "\n" for record in new)
-            except OSError:
-                return 0
-        return len(new)
 
     def _log_records(self, start: int) -> int:
         """Write the records from ``start`` on into the log, where a portal that can read it finds them; return their end."""

@@ -31,6 +31,8 @@ from trainer.reporting import Log
 
 RESERVE = 8192
 """Bytes set aside for exit.json when a run begins, so that a full disk can still be told."""
+LARGE = ("*.safetensors", "*.part", "*.tmp")
+"""Files of a run that its end removes: a model a round would fill the site's disk."""
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 _settling = threading.Lock()
@@ -76,7 +78,12 @@ def begin(folder: Path, lock: int) -> None:
     reserve = folder / ".exit.json"
     reserve.write_bytes(b" " * RESERVE)
     _write(folder / "pid", str(os.getpid()))
-    end_on_signal(lambda: settle(folder, Exit.CANCELLED, EXPLANATIONS[Exit.CANCELLED]))
+
+    def cancelled() -> None:
+        _tidy(folder)  # first: who waits for the verdict may kill what is left after it
+        settle(folder, Exit.CANCELLED, EXPLANATIONS[Exit.CANCELLED])
+
+    end_on_signal(cancelled)
     # Should memory run out, the system should take a run, which can be repeated, before anything else.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
@@ -92,10 +99,7 @@ def carry_out(job: Job, *, work: Work = train_or_evaluate, patience: float = 900
             job, log=log, settle=lambda code, message: settle(job.folder, code, message), work=work, patience=patience
         )
     finally:
-        # The store has what is worth keeping; a model a round would fill the site's disk.
-        for file in (*job.folder.glob("*.safetensors"), *job.folder.glob("*.part")):
-            with contextlib.suppress(OSError):
-                file.unlink()
+        _tidy(job.folder)  # the store has what is worth keeping
     log.say("run ends", run=job.run, exit_code=int(code))
     return code
 
@@ -138,6 +142,13 @@ def end_on_signal(last: Callable[[], None]) -> None:
 
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     threading.Thread(target=end, name="end-on-signal", daemon=True).start()
+
+
+def _tidy(folder: Path) -> None:
+    for pattern in LARGE:
+        for file in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def _write(path: Path, text: str) -> None:

@@ -29,7 +29,7 @@ def ear() -> Iterator[Ear]:
 
 
 def reporter(folder: Path, url: str) -> Reporter:
-    return Reporter("fp-abcd-r1-mainz-a1", log=Log(folder / "log.txt"), folder=folder, url=url, token="t")
+    return Reporter("fp-abcd-r1-mainz-a1", log=Log(folder / "log.txt"), url=url, token="t")
 
 
 def log_of(folder: Path) -> str:
@@ -100,8 +100,6 @@ def test_a_portal_that_is_away_delays_nothing_but_the_end(tmp_path: Path) -> Non
     report.finish(patience=0.5)
     assert working < 1, "reporting blocked the run"
     assert len(report.for_manifest()) == 1000
-    buffered = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in buffered] == list(range(1000))
 
 
 def test_a_portal_that_refuses_is_not_asked_again(tmp_path: Path, ear: Ear) -> None:
@@ -120,9 +118,7 @@ def test_a_portal_that_refuses_is_not_asked_again(tmp_path: Path, ear: Ear) -> N
 def test_a_run_that_nobody_waits_for_is_ended(tmp_path: Path, ear: Ear, answer: int) -> None:
     ear.answers = [answer]
     ended = threading.Event()
-    report = Reporter(
-        "fp-abcd-r1-mainz-a1", log=Log(tmp_path / "log.txt"), folder=tmp_path, url=ear.url, unwanted=ended.set
-    )
+    report = Reporter("fp-abcd-r1-mainz-a1", log=Log(tmp_path / "log.txt"), url=ear.url, unwanted=ended.set)
     report.metric(RECORD)
     assert ended.wait(10)
     report.finish()
@@ -130,19 +126,10 @@ def test_a_run_that_nobody_waits_for_is_ended(tmp_path: Path, ear: Ear, answer: 
 
 def test_a_run_that_is_through_is_not_ended(tmp_path: Path, ear: Ear) -> None:
     ended = threading.Event()
-    report = Reporter(
-        "fp-abcd-r1-mainz-a1", log=Log(tmp_path / "log.txt"), folder=tmp_path, url=ear.url, unwanted=ended.set
-    )
+    report = Reporter("fp-abcd-r1-mainz-a1", log=Log(tmp_path / "log.txt"), url=ear.url, unwanted=ended.set)
     ear.answers = [410]
     report.finish()
     assert not ended.is_set()
-
-
-def test_without_an_address_records_are_only_kept(tmp_path: Path) -> None:
-    report = reporter(tmp_path, "")
-    report.metric(RECORD)
-    report.finish()
-    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])
@@ -160,14 +147,6 @@ def test_a_measurement_that_is_none_does_not_stop_the_run(tmp_path: Path, ear: E
     report.finish()
     assert len(ear.records) == 1
     assert "could not be reported" in log_of(tmp_path)
-
-
-def test_a_folder_that_cannot_be_written_loses_the_copy_only(tmp_path: Path, ear: Ear) -> None:
-    (tmp_path / "metrics.jsonl").mkdir()
-    report = reporter(tmp_path, ear.url)
-    report.metric(RECORD)
-    report.finish()
-    assert len(ear.records) == 1
 
 
 def test_a_very_long_run_thins_its_curve_and_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_large_files_of_a_run_are_gone_when_it_is_over(bench: Bench, tmp_path: P
     for ticket in (bench.ticket(), bench.ticket(attempt=2, **compared)):
         assert finished(start(ticket, tmp_path))[0] == Exit.OK
         names = {path.name for path in folder_of(ticket, tmp_path).iterdir()}
-        assert names == {"lock", "pid", "log.txt", "exit.json", "metrics.jsonl"}
+        assert names == {"lock", "pid", "log.txt", "exit.json"}
 
 
 @pytest.mark.store
@@ -170,6 +170,7 @@ def test_a_signal_ends_a_run_that_measures_while_its_update_waits_for_the_store(
     assert finished(process)[0] == Exit.CANCELLED
     assert exit_of(ticket, tmp_path)["exit_code"] == Exit.CANCELLED
     assert not bench.has(ticket, "manifest.json")
+    assert {path.name for path in folder_of(ticket, tmp_path).iterdir()} == {"lock", "pid", "log.txt", "exit.json"}
 
 
 @pytest.mark.store
