@@ -62,7 +62,10 @@ def main(
             case "inspect":
                 from trainer.inspect import inspect, inspect_pool
 
-                reports = [inspect_pool(options.pool)] if options.pool else inspect(options.data_root)
+                try:
+                    reports = [inspect_pool(options.pool)] if options.pool else inspect(options.data_root)
+                except OSError as error:
+                    raise Fault(Exit.NO_DATASET, f"The data folder cannot be read ({error.strerror}).") from error
                 print(json.dumps(reports))
             case "version":
                 print(json.dumps(versions()))

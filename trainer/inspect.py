@@ -22,9 +22,11 @@ def inspect(data_root: Path) -> list[dict[str, Any]]:
 
     A report has JSON values: name, title, train_cases, validation_cases, channels, labels (number as text → name),
     spacing (mm) and shape (voxels), both the median over cases, and problems: sentences, empty when all is well.
-    Only headers are read: values, e.g. a label that does not belong, are found when a run reads them.
+    Only headers are read: values, e.g. a label that does not belong, are found when a run reads them. Hidden folders are
+    passed over: a dataset in the making lies in one. Raises ``OSError`` where ``data_root`` cannot be read.
     """
-    folders = sorted(path.parent for path in data_root.glob("*/dataset.json"))
+    next(data_root.iterdir(), None)  # glob() finds nothing in a folder that it cannot read, and says nothing
+    folders = sorted(path.parent for path in data_root.glob("[!.]*/dataset.json"))
     return [inspect_dataset(data_root, folder.name) for folder in folders]
 
 

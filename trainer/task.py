@@ -73,9 +73,9 @@ class SiteFile(NamedTuple):
                 key=key,
                 threads=int(values.get("threads") or 0),
                 socket=str(values.get("socket") or ""),
-                keep_days=float(values.get("keep_days") or KEEP_DAYS),
+                keep_days=float(values.get("keep_days", KEEP_DAYS)),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Refused(
                 Exit.BAD_JOB, f"The site's file {path!r} cannot be used ({error}). Run the installation again."
             ) from error
@@ -94,11 +94,9 @@ def main(argv: list[str]) -> int:
     try:
         site, conf = SiteFile.read(), _conf()
         if duty == "check":
-            from trainer.check import hand_in, report
+            from trainer.check import report
 
-            found = report(site, conf)
-            hand_in(found, conf, bytes.fromhex(site.key))
-            sys.stdout.write(json.dumps(found) + "\n")
+            sys.stdout.write(json.dumps(report(site, conf)) + "\n")
             return 0
         if duty == "predict":
             return _predict(site, conf)
@@ -230,17 +228,29 @@ class Run:
             document = json.loads((self._folder / "exit.json").read_bytes())
             return int(document["exit_code"]), str(document["message"])
         except (OSError, ValueError, KeyError, TypeError):
+            code = self._cold.poll() if self._cold is not None else None
+            if code and code in EXPLANATIONS:  # it could not even write into its folder; its log says why
+                return code, EXPLANATIONS[Exit(code)]
             return NO_VERDICT, KILLED
 
     def _end(self, *_: object) -> NoReturn:
         """End the run's processes and this one."""
-        _end_processes(lambda: _pid(self._folder) or (self._cold.pid if self._cold else 0), self._is_over)
+        _end_processes(self._number, self._is_over)
         if not (self._folder / "exit.json").exists():
             text = json.dumps({"exit_code": int(Exit.CANCELLED), "message": EXPLANATIONS[Exit.CANCELLED]})
             with contextlib.suppress(OSError):
                 (self._folder / "exit.json").write_text(text)
-        _say("the run's processes have ended", run=self._run, exit_code=int(Exit.CANCELLED))
+        # The signal may have come while a line was being written, or because nobody reads any more.
+        with contextlib.suppress(OSError, RuntimeError):
+            _say("the run's processes have ended", run=self._run, exit_code=int(Exit.CANCELLED))
         os._exit(Exit.CANCELLED)
+
+    def _number(self) -> int:
+        """Return the number of the run's process, 0 while it has none. Until one that starts from cold has written its own,
+        the folder may have the number of an earlier one, which is somebody else's by now."""
+        if self._cold is not None and self._cold.poll() is None:
+            return self._cold.pid
+        return _pid(self._folder)
 
     def _is_over(self) -> bool:
         """Say whether no process has the run: its lock is free, and none of ours is about to take it."""

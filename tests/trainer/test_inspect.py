@@ -7,10 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fedportal.connectors.base import DatasetReport
 from tests.trainer.conftest import edit_json, save, write_dataset
-from trainer.contract import POOL_DATASET
+from trainer.contract import POOL_DATASET, Exit
 from trainer.inspect import inspect, inspect_pool
 from trainer.job import Member
 
@@ -40,6 +41,20 @@ def test_a_report_has_counts_channels_labels_and_medians(tmp_path: Path):
 def test_a_report_has_the_fields_that_the_portal_stores(tmp_path: Path):
     write_dataset(tmp_path / "Brain", shape=(4, 4, 4))
     assert set(inspect(tmp_path)[0]) == {field.name for field in fields(DatasetReport)}
+
+
+def test_a_dataset_in_the_making_is_passed_over(tmp_path: Path):
+    write_dataset(tmp_path / ".Brain-x7k-old", shape=(4, 4, 4))
+    assert inspect(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path):
+    with pytest.raises(FileNotFoundError):
+        inspect(tmp_path / "nowhere")
+    command = [sys.executable, "-m", "trainer", "inspect", "--data-root", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == Exit.NO_DATASET
+    assert "cannot be read (No such file or directory)" in done.stderr
 
 
 def test_what_is_wrong_is_told_case_by_case(tmp_path: Path):
@@ -92,10 +107,6 @@ def test_a_pool_is_reported_as_one_dataset(tmp_path: Path):
         "graz", "ulm", "bonn/CASE_001"
     ]  # fmt: skip
     assert "ulm" in inspect_pool([Member("ulm", tmp_path, "Nowhere")])["problems"][0]
-
-
-def test_a_site_without_data_has_no_reports(tmp_path: Path):
-    assert inspect(tmp_path / "nowhere") == []
 
 
 def test_inspecting_needs_no_torch():

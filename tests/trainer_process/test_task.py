@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from fedportal.connectors.trainer_process import ROOT, is_locked
 from tests.trainer_process.bench import Bench, Ear, wait_for
 from trainer.contract import CONTRACT_VERSION, Exit, LaunchTicket
-from trainer.task import GRACE, NO_VERDICT, SiteFile, tidy
+from trainer.task import GRACE, NO_VERDICT, Run, SiteFile, tidy
 
 KEY = (b"s" * 32).hex()
 
@@ -176,6 +177,47 @@ def test_a_run_that_is_killed_is_worth_another_try(task: Task, bench: Bench) -> 
     assert "memory" in lines[-1]["message"]
 
 
+def test_a_run_that_cannot_write_into_its_folder_was_not_killed(tmp_path: Path) -> None:
+    task = Task(tmp_path)
+    ticket = LaunchTicket("fp-abcd-r1-mainz-a1", "http://127.0.0.1:9/b/k")
+    (task.work_dir / "runs" / ticket.run / ".exit.json").mkdir(parents=True)
+    code, lines = ended(task.start(ticket))
+    assert code == Exit.UNEXPECTED == lines[-1]["exit_code"]
+    assert "memory" not in lines[-1]["message"]
+
+
+def test_a_cold_start_that_is_cancelled_spares_who_has_the_number_of_an_earlier_run(tmp_path: Path) -> None:
+    task = Task(tmp_path)
+    ticket = LaunchTicket("fp-abcd-r1-mainz-a1", "http://127.0.0.1:9/b/k")
+    folder = task.work_dir / "runs" / ticket.run
+    folder.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as bystander:
+        (folder / "pid").write_text(str(bystander.pid))
+        process = task.start(ticket)
+        # it is opened with signals held back, which come through when the run's process is there
+        wait_for((folder / "log.txt").exists, seconds=60)
+        process.terminate()
+        assert ended(process)[0] == Exit.CANCELLED
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("reentrant call"), BrokenPipeError()])
+def test_a_task_that_can_say_nothing_more_still_ends_with_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The signal comes in the middle of a line, or when nobody reads the task's output any more."""
+
+    def say(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("trainer.task._say", say)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ending:
+        Run(SiteFile(tmp_path, tmp_path / "work", KEY), "fp-abcd-r1-mainz-a1", "http://store/spec")._end()
+    assert ending.value.code == Exit.CANCELLED
+
+
 def test_without_a_warm_trainer_the_run_starts_cold(tmp_path: Path) -> None:
     """The real trainer, in a process of its own: it gets as far as a store that is not there."""
     task = Task(tmp_path, tmp_path / "nobody-listens")
@@ -222,6 +264,21 @@ def test_a_broken_site_file_is_refused_and_its_key_is_not_shown(tmp_path: Path, 
     assert code == Exit.BAD_JOB
     assert "installation" in lines[-1]["message"]
     assert KEY not in json.dumps(lines)
+
+
+def test_a_site_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    task = Task(tmp_path)
+    task.site.write_text("[]")
+    code, lines = ended(task.start(LaunchTicket("fp-abcd-r1-mainz-a1", "http://store/spec")))
+    assert code == Exit.BAD_JOB
+    assert "installation" in lines[-1]["message"]
+
+
+def test_a_site_may_keep_no_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDPORTAL_SITE", str(tmp_path / "site.json"))
+    for keep_days in (0, 3):
+        Task(tmp_path).describe(keep_days=keep_days)
+        assert SiteFile.read().keep_days == keep_days
 
 
 def test_folders_of_old_runs_go_those_of_living_and_young_ones_stay(tmp_path: Path) -> None:
@@ -273,4 +330,12 @@ def test_a_check_measures_the_way_to_the_store(tmp_path: Path, bench: Bench) -> 
     _, (report,) = ended(
         Task(tmp_path).start(LaunchTicket("check-1", ""), "check", store={**addresses, "get": addresses["put"]})
     )
-    assert report["store"] == {"ok": False, "error": "fetching gave 403"}
+    assert report["store"]["ok"] is False
+    assert re.fullmatch(r"The store at \S+ refused a small object \(403 \w+\)", report["store"]["error"])
+
+
+def test_a_check_tells_of_a_data_folder_that_is_not_there(tmp_path: Path) -> None:
+    task = Task(tmp_path)
+    task.describe(data_root=str(tmp_path / "nowhere"))
+    _, (report,) = ended(task.start(LaunchTicket("check-1", ""), "check"))
+    assert report["problems"] == ["The data folder cannot be read (No such file or directory)."]
