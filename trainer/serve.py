@@ -24,6 +24,7 @@ import importlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -75,7 +76,7 @@ class _Child:
     pid: int
     channel: socket.socket
     client: socket.socket | None = None
-    folder: Path = Path()
+    folder: Path | None = None
     deadline: float = field(default=float("inf"))
 
 
@@ -152,6 +153,7 @@ class Server:
         self._listener.close()
         for child in self._commands.values():
             _kill_group(child.pid)
+            shutil.rmtree(child.folder, ignore_errors=True)
         for child in self._idle:
             _close(child.channel)
 
@@ -200,11 +202,12 @@ class Server:
                 job_from_json(request["job"])
                 self._give(client, {"job": request["job"], "again": bool(request.get("again"))})
             case "command":
-                folder = Path(tempfile.mkdtemp(prefix="trainer-command-"))
                 argv = [str(argument) for argument in request["argv"]]
+                timeout = float(request.get("timeout") or 60)
+                folder = Path(tempfile.mkdtemp(prefix="trainer-command-"))
                 child = self._give(client, {"argv": argv, "folder": str(folder)})
                 child.folder = folder
-                child.deadline = time.monotonic() + float(request.get("timeout") or 60)
+                child.deadline = time.monotonic() + timeout
                 self._commands[child.pid] = child
             case _:
                 raise ValueError("unknown op")
@@ -251,9 +254,7 @@ class Server:
 
     def _command_ended(self, child: _Child, exit_code: int) -> None:
         output, log = (_tail(child.folder / name, most) for name, most in (("stdout", MAX_OUTPUT), ("stderr", MAX_LOG)))
-        for file in child.folder.iterdir():
-            file.unlink()
-        child.folder.rmdir()
+        shutil.rmtree(child.folder, ignore_errors=True)
         self._tell(child, {"ok": True, "exit_code": exit_code, "output": output, "log": log})
 
     def _end_overdue(self) -> None:

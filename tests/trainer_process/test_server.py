@@ -227,7 +227,10 @@ def test_a_command_that_is_none_says_so(process: TrainerProcess) -> None:
     assert "invalid choice" in done.log
 
 
-def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+def test_a_command_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    monkeypatch.setenv("TMPDIR", str(outputs))
     script = tmp_path / "slow.py"
     script.write_text(
         f"import sys, time\nsys.path.insert(0, {str(Path.cwd())!r})\n"
@@ -246,5 +249,12 @@ def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
                 process.run_command(["inspect", "--data-root", str(tmp_path)], timeout=1)
         wait_for(lambda: len(children_of(server)) == 4)
         assert warm.ping()
+        wait_for(lambda: not list(outputs.iterdir()))
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(warm.socket_path))
+            connection.sendall(json.dumps({"op": "command", "argv": ["inspect", "--data-root", "/"]}).encode() + b"\n")
+            wait_for(lambda: list(outputs.iterdir()))
+            warm.stop_server()
+        wait_for(lambda: not list(outputs.iterdir()))
     finally:
         warm.stop_server()
