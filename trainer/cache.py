@@ -169,14 +169,21 @@ def _tensors(case: Case, recipe: Recipe) -> dict[str, Tensor]:
 
 def _foreground(label: Tensor) -> Tensor:
     rows = []
-    for number in label.unique().tolist():
+    flat = label.flatten()
+    for number in flat.unique().tolist():
         if number == 0:
             continue
-        voxels = (label == number).nonzero()
-        # evenly through the volume: any fixed choice is repeatable, this one favours no part of it
-        chosen = voxels[torch.linspace(0, len(voxels) - 1, min(len(voxels), VOXELS_PER_LABEL)).round().long()]
-        rows.append(torch.cat([torch.full((len(chosen), 1), number), chosen], dim=1))
+        places = (flat == number).nonzero()[:, 0]
+        voxels = torch.unravel_index(places[_evenly(len(places))], label.shape)
+        rows.append(torch.stack([torch.full_like(voxels[0], number), *voxels], dim=1))
     return torch.cat(rows).to(torch.int32) if rows else torch.zeros((0, 4), dtype=torch.int32)
+
+
+def _evenly(count: int) -> Tensor:
+    """Choose up to 2048 of ``count`` places, from the first to the last: any fixed choice is repeatable, this one favours
+    no part of the volume."""
+    chosen = torch.linspace(0, count - 1, min(count, VOXELS_PER_LABEL)).round().long()
+    return chosen.clamp(max=count - 1)  # from 2²⁴ on float32 may round up, beyond the last
 
 
 def _store(path: Path, tensors: dict[str, Tensor], *, keep: frozenset[str]) -> None:

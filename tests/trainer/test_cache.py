@@ -81,6 +81,10 @@ def test_of_a_large_structure_only_some_voxels_are_listed(site):
     assert foreground[:, 1:].amax(0).tolist() == [15, 15, 15]
 
 
+def test_no_voxel_is_looked_for_behind_the_last_of_a_very_large_structure():
+    assert cache._evenly(2**25)[[0, -1]].tolist() == [0, 2**25 - 1]
+
+
 def test_a_damaged_file_is_made_again(site):
     expected = prepared(site)[0].image.clone()
     for content in (b"", b"garbage", (5000).to_bytes(8, "little") + b"{"):
