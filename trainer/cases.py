@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import Exit, Task, regions_for
+from trainer.contract import Exit, Task
 from trainer.job import Fault, Member, Site
 
 
@@ -109,7 +109,9 @@ def read_unlabelled(data_root: Path, name: str) -> tuple[Path, ...]:
         entries = [entry["image"] if isinstance(entry, dict) else str(entry) for entry in _document(folder)["test"]]
     except (KeyError, TypeError):
         return ()
-    return tuple(_inside(folder / entry, data_root.resolve()) for entry in entries)
+    for entry in entries:
+        _inside(folder / entry, data_root.resolve())
+    return tuple(folder / entry for entry in entries)  # links as they are called here, not what they lead to
 
 
 def folder_of(root: Path, name: str) -> Path:
@@ -163,20 +165,6 @@ def check_task(dataset: Dataset, task: Task) -> tuple[int, ...]:
             f"{dataset.home}: {', '.join(dataset.channels)}. Task: {', '.join(task.channels)}.",
         )
     return tuple(site.index(channel) for channel in wanted)
-
-
-def task_of(document: Mapping[str, Any]) -> Task:
-    """Derive a task from a ``dataset.json`` document; regions as :func:`regions_for` makes them.
-
-    Raises ``KeyError`` or ``ValueError`` where channels or labels are missing.
-    """
-    labels = _labels(document)
-    return Task(
-        name=str(document.get("name") or "segmentation"),
-        channels=_channels(document),
-        labels=labels,
-        regions=regions_for(labels),
-    )
 
 
 def _cases(entries: Any, *, folder: Path, root: Path) -> tuple[Case, ...]:

@@ -28,10 +28,10 @@ class Machine:
 def settle(plan: TrainingPlan, *, allowed: int, seed: int, say: Callable[[str], None]) -> Machine:
     """Set this process's threads and seed and return its machine. Call it once, before the first tensor.
 
-    ``allowed``: threads that the site allows, 0 = all. The plan may ask for fewer, never for more. Sums depend on their order, so the same
-    result to the bit needs the same number of threads.
+    ``allowed``: threads that the site allows, 0 = all processors that the process may use. The plan may ask for fewer, never
+    for more. Sums depend on their order, so the same result to the bit needs the same number of threads.
     """
-    allowed = allowed or os.cpu_count() or 1
+    allowed = allowed or len(os.sched_getaffinity(0))
     threads = min(plan.threads or allowed, allowed)
     torch.set_num_threads(threads)
     cuda = torch.cuda.is_available()

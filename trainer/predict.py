@@ -64,13 +64,13 @@ def segment(
     document, plan = read_recipe(recipe)
     with machine_faults():
         paths, order = find(images, plan.task)
-        if out.resolve() in {path.parent for path in paths}:
+        if out.resolve() in {folder for path in paths for folder in (path.parent.resolve(), path.resolve().parent)}:
             raise Fault(Exit.BAD_JOB, "The segmentations would take the images' place: name another folder.")
+        machine = settle(plan, allowed=threads, seed=plan.seed, say=say)
         network = networks.build(plan.task, plan.network)
         weights.load_model(model, network)
         if layers.local_names(network, plan):
             say("Each site kept normalisation layers of its own; this model has their mean over the sites.")
-        machine = settle(plan, allowed=threads, seed=plan.seed, say=say)
         with model.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         work = _Work(plan, network.to(machine.device).eval(), machine, order, sha256, out)
@@ -99,9 +99,7 @@ def find(folder: Path, task: Task) -> tuple[tuple[Path, ...], tuple[int, ...]]:
         where = "List images under test in dataset.json."
     else:
         order = tuple(range(len(task.channels)))
-        paths = tuple(
-            sorted(path.resolve() for path in folder.glob("*.nii*") if path.name.endswith((".nii", ".nii.gz")))
-        )
+        paths = tuple(sorted(path for path in folder.glob("*.nii*") if path.name.endswith((".nii", ".nii.gz"))))
         where = "The folder must hold files *.nii.gz or *.nii."
     if not paths:
         raise Fault(Exit.NO_CASES, f"There is no image to segment. {where}")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.conftest import BRAIN, BRAIN_LABELS, changed, edit_json, write_dataset
-from trainer.cases import check_task, hold_out, read_dataset, task_of
-from trainer.contract import Exit, Region
+from trainer.cases import check_task, hold_out, read_dataset
+from trainer.contract import Exit, Region, regions_for
 from trainer.job import Fault, Site
 
 
@@ -123,24 +123,11 @@ def test_a_site_may_store_its_channels_in_another_order(site: Site, plan):
 
 
 def test_the_brain_tumour_task_gets_its_regions_by_the_names_of_its_labels():
-    document = {
-        "name": "BRATS",
-        "modality": {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"},
-        "labels": {"0": "background", "1": "edema", "2": "non-enhancing tumor", "3": "enhancing tumour"},
-    }
-    assert task_of(document) == BRAIN
-    renumbered = document | {
-        "labels": {"0": "background", "2": "edema", "1": "non-enhancing tumour", "4": "Enhancing tumor"}
-    }
-    assert task_of(renumbered).regions == (Region("WT", (1, 2, 4)), Region("TC", (1, 4)), Region("ET", (4,)))
+    assert regions_for(BRAIN_LABELS) == BRAIN.regions
+    renumbered = {0: "background", 2: "edema", 1: "non-enhancing tumour", 4: "Enhancing tumor"}
+    assert regions_for(renumbered) == (Region("WT", (1, 2, 4)), Region("TC", (1, 4)), Region("ET", (4,)))
 
 
 def test_another_task_gets_a_region_for_each_label():
-    document = {
-        "name": "Pancreas",
-        "modality": {"0": "CT"},
-        "labels": {"0": "background", "1": "pancreas", "2": "cancer"},
-    }
-    task = task_of(document)
-    assert task.channels == ("CT",)
-    assert task.regions == (Region("pancreas", (1,)), Region("cancer", (2,)))
+    labels = {0: "background", 1: "pancreas", 2: "cancer"}
+    assert regions_for(labels) == (Region("pancreas", (1,)), Region("cancer", (2,)))

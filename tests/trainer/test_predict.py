@@ -110,6 +110,21 @@ def test_a_segmentation_lies_where_its_image_lies(tmp_path: Path, apply: Segment
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def test_a_segmentation_is_named_as_its_image_is_in_the_folder_not_as_what_a_link_leads_to(
+    tmp_path: Path, apply: Segment
+) -> None:
+    for name in ("Anna", "Berta"):
+        image(tmp_path / "store" / name / "image.nii.gz")
+        link = tmp_path / "images" / f"{name}.nii.gz"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(tmp_path / "store" / name / "image.nii.gz")
+    assert apply()[0] is Exit.OK
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == {"Anna.nii.gz", "Berta.nii.gz"}
+    for out in ("images", "store/Anna"):
+        with pytest.raises(Fault, match="take the images' place"):
+            apply(out=tmp_path / out)
+
+
 @pytest.mark.parametrize(
     "task",
     [

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.trainer.conftest import changed, write_dataset
-from trainer.contract import NETWORKS, Exit, Kind, Network, metric_from_json
+from trainer.contract import NETWORKS, Exit, Kind, Network, Task, metric_from_json, regions_for
 from trainer.initial import init
 from trainer.job import Fault
 from trainer.machine import settle
@@ -215,12 +215,15 @@ def test_patches_are_cut_from_larger_volumes_and_smaller_ones_are_padded(plan, w
     assert report.values("local", "dice", "mean")[0] is not None
 
 
+def test_a_run_computes_on_the_processors_that_it_may_use(plan, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    assert settle(changed(plan, threads=0), allowed=0, seed=0, say=print).threads == 1
+
+
 def test_an_image_of_one_channel_needs_no_channel_axis(plan, work, site):
     labels = {0: "background", 1: "left atrium"}
     write_dataset(site.data_root / "Heart", channels=("MRI",), labels=labels)
-    from trainer.cases import task_of
-
-    task = task_of(json.loads((site.data_root / "Heart/dataset.json").read_text()))
+    task = Task("heart", ("MRI",), labels, regions_for(labels))
     outcome, _ = work(changed(plan, task=task), dataset="Heart")
     assert outcome.train_cases == 2
 

@@ -1,4 +1,4 @@
-"""Which regions a dataset's labels form: what the compose form offers and the trainer's own command derives."""
+"""Which regions a dataset's labels form: what the compose form offers."""
 
 from __future__ import annotations
 
