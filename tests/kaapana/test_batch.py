@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel
@@ -21,7 +23,7 @@ from trainer.cases import read_dataset
 from trainer.contract import Exit
 from trainer.job import Fault
 from trainer.kaapana.__main__ import SKIP, main
-from trainer.kaapana.batch import DESCRIPTION, Folders, build, digest_of, is_prepared, labels_of, read_batch
+from trainer.kaapana.batch import ABANDONED, DESCRIPTION, Folders, build, digest_of, is_prepared, labels_of, read_batch
 
 FOLDERS = Folders(dicom="get-input", images="dcm-converter-ct", masks="mask2nifti")
 LABELS = {0: "background", 1: "liver", 2: "tumour"}
@@ -80,6 +82,17 @@ def test_the_trainer_reads_what_was_made(batch: Path, tmp_path: Path) -> None:
     assert (len(dataset.training), len(dataset.validation)) == (4, 1)
     assert dataset.channels == ("CT",)
     assert dict(dataset.labels) == LABELS
+
+
+def test_what_killed_pods_left_half_made_is_swept(batch: Path, tmp_path: Path) -> None:
+    killed, at_work, others = (tmp_path / "data" / name for name in (".liver-k1l", ".liver-a2t", ".spleen-k1l"))
+    for folder in (killed, at_work, others):
+        (folder / "imagesTr").mkdir(parents=True)
+    for folder in (killed, others):
+        os.utime(folder, (time.time() - ABANDONED - 60,) * 2)
+    series(batch, 1)
+    made(batch, tmp_path)
+    assert [folder.exists() for folder in (killed, at_work, others)] == [False, True, True]
 
 
 def test_labels_are_told_by_name_whatever_number_the_site_gave_them(batch: Path, tmp_path: Path) -> None:

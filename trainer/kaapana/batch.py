@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -38,6 +39,8 @@ from trainer.kaapana.gather import SERIES as GATHERED
 DESCRIPTION = "dataset.json"
 SERIES = ".series"
 """File beside the description with the digest of the series that the dataset was made of."""
+ABANDONED = 7 * 24 * 3600.0
+"""Seconds. A dataset in the making that was begun so long ago is of a pod that was killed."""
 SAME_GRID = 1e-3
 """Affines (mm) that differ by less are one grid."""
 
@@ -122,8 +125,9 @@ def build(
 ) -> tuple[int, int]:
     """Write a dataset and return its numbers of training and of validation cases.
 
-    ``channels``: see :func:`channels_of`; a single one is the image that the segmentation refers to. ``labels``: number → name, 0 is the background. A voxel in several masks gets the highest number. The folder appears
-    as a whole, in place of an older one. Raises :class:`Fault` for labels that are not in the list and for images that
+    ``channels``: see :func:`channels_of`; a single one is the image that the segmentation refers to. ``labels``: number →
+    name, 0 is the background. A voxel in several masks gets the highest number. The folder appears as a whole, in place of
+    an older one. Raises :class:`Fault` for labels that are not in the list and for images that
     cannot be read.
     """
     if not elements:
@@ -133,6 +137,7 @@ def build(
         if unknown := sorted(set(element.masks) - set(numbers)):
             raise Fault(Exit.LABELS_DIFFER, f"Case {element.case} has {', '.join(unknown)}.")
     target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
     made = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         for folder in ("imagesTr", "labelsTr"):
@@ -265,6 +270,14 @@ def _write_case(element: Element, made: Path, numbers: Mapping[str, int], channe
 
 def _pair(element: Element) -> dict[str, str]:
     return {"image": f"imagesTr/{element.case}.nii.gz", "label": f"labelsTr/{element.case}.nii.gz"}
+
+
+def _sweep(target: Path) -> None:
+    """Delete what killed pods left half made."""
+    for left in target.parent.glob(f".{target.name}-*"):
+        with contextlib.suppress(FileNotFoundError):  # another pod swept it
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _put_in_place(made: Path, target: Path) -> None:
