@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from fedportal.orchestrator.steps.closing import aggregate, collect, means
 from tests.factories import make_plan
 from tests.orchestrator.fakes import START, Federation, key_of, model_bytes, weights_of
 from tests.orchestrator.snapshots import KEY, RUN, attempt, model, site_run, snapshot, texts
-from trainer.contract import Kind, Manifest, Optimizer, Stored, sha256_of, signed
+from trainer.contract import Kind, Manifest, Optimizer, Stored, signed
 
 S = SiteRunState
 COLLECTING, AGGREGATING = RoundState.COLLECTING, RoundState.AGGREGATING
@@ -120,7 +121,7 @@ def delivered(federation: Federation, values: dict[str, float], **fields):
         federation.store.objects[f"fedportal/{KEY}/r00001/{slug}/a1/update.safetensors"] = data
         runs.append(
             site_run(
-                slug, S.ADMITTED, train_cases=8, update_sha256=sha256_of([data]), update_size=len(data),
+                slug, S.ADMITTED, train_cases=8, update_sha256=sha256(data).hexdigest(), update_size=len(data),
                 seconds={"train": value},
             )
         )  # fmt: skip
@@ -132,7 +133,7 @@ def test_the_admitted_updates_become_the_next_global_model(federation: Federatio
     new = outcome.changes.model
     assert new.key == f"fedportal/{KEY}/r00001/global.safetensors"
     assert (weights_of(federation.store.objects[new.key], tmp_path) == 4.0).all()
-    assert new.sha256 == sha256_of([federation.store.objects[new.key]])
+    assert new.sha256 == sha256(federation.store.objects[new.key]).hexdigest()
     assert outcome.changes.round_through == (RoundState.DONE,)
     assert outcome.changes.new_round == (2, "train")
     assert outcome.changes.slowest_site == 6.0
@@ -190,7 +191,7 @@ def test_a_server_optimizers_memory_is_published_with_each_round_and_read_from_t
     s = delivered(federation, {"a": 0.1, "b": 0.7, "c": 0.3}, strategy=strategy)
     first = aggregate(s, federation.tools).changes.model
     memory = federation.store.objects[first.server_state_key]
-    assert (first.server_state_sha256, first.server_state_size) == (sha256_of([memory]), len(memory))
+    assert (first.server_state_sha256, first.server_state_size) == (sha256(memory).hexdigest(), len(memory))
 
     key = f"fedportal/{KEY}/r00000/server-state.safetensors"
     federation.store.objects[key] = memory
@@ -290,7 +291,7 @@ def delivered_with_states(federation: Federation, states: dict[str, float]):
         federation.store.objects[f"{s.prefix(run.attempt)}/optimizer.safetensors"] = data
         manifest = Manifest(
             run=run.attempt.run, experiment=KEY, round=1, site=run.site.slug, attempt=1, kind=Kind.TRAIN,
-            exit_code=0, message="", optimizer=Stored(sha256_of([data]), len(data)),
+            exit_code=0, message="", optimizer=Stored(sha256(data).hexdigest(), len(data)),
         )  # fmt: skip
         document = signed(manifest.to_json(), key_of(run.attempt.run))
         federation.store.objects[f"{s.prefix(run.attempt)}/manifest.json"] = document
@@ -301,7 +302,7 @@ def test_optimizer_states_are_averaged_beside_the_model(federation: Federation, 
     new = aggregate(delivered_with_states(federation, {"a": 10.0, "b": 30.0}), federation.tools).changes.model
     assert new.server_state_key == f"fedportal/{KEY}/r00001/server-state.safetensors"
     state = federation.store.objects[new.server_state_key]
-    assert (new.server_state_sha256, new.server_state_size) == (sha256_of([state]), len(state))
+    assert (new.server_state_sha256, new.server_state_size) == (sha256(state).hexdigest(), len(state))
     assert np.allclose(weights_of(state, tmp_path), 20.0)
 
 

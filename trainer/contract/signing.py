@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from trainer.contract.checks import ContractError, read_json
@@ -71,13 +71,6 @@ def verified(data: bytes, key: str) -> dict[str, Any]:
     if not genuine:
         raise ContractError("document has a wrong signature")
     return dict(document)
-
-
-def sha256_of(chunks: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _mac(document: Mapping[str, Any], key: str) -> str:
