@@ -25,6 +25,7 @@ from fedportal.experiments.lifecycle import StaleClaim
 from fedportal.experiments.models import Experiment
 from fedportal.experiments.states import ExperimentState, RoundState
 from fedportal.orchestrator import reading, sitework
+from fedportal.orchestrator.errands import doubled
 from fedportal.orchestrator.outcomes import Changes, Fail, Outcome, Wait
 from fedportal.orchestrator.settle import settle
 from fedportal.orchestrator.sitework import Tools
@@ -170,7 +171,7 @@ class Engine:
                 lifecycle.move_experiment(experiment, ExperimentState.FAILED, because=reason)
                 families.tell_ended(experiment)
                 return Fail(reason)
-            until = self.clock() + timedelta(seconds=min(60.0, 2.0**stumbles))
+            until = self.clock() + timedelta(seconds=doubled(stumbles, longest=60.0))
             lifecycle.fence(experiment, stumbles=stumbles, due_at=until, wakes_seen=experiment.wakes)
             text = f"The portal stumbled ({what}) and tries again."
             journal.record(experiment, "stumbled", text, level="warn")

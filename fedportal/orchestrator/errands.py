@@ -138,6 +138,11 @@ class Errands:
             return self._errands.pop(key)
 
 
+def doubled(times: int, *, longest: float) -> float:
+    """Return the seconds of a pause that doubles each time. Silence may last for days, and ``2.0**1024`` is no number."""
+    return min(longest, 2.0 ** min(times, 10))
+
+
 @dataclass
 class _Beat:
     due: float = 0.0
@@ -185,7 +190,7 @@ class Pace:
         """It did not answer: double the pause. Returns how often in a row."""
         beat = self._beats.setdefault(key, _Beat())
         beat.misses += 1
-        beat.interval = min(self.SLOWEST, 2.0**beat.misses)
+        beat.interval = doubled(beat.misses, longest=self.SLOWEST)
         self._set(beat)
         return beat.misses
 

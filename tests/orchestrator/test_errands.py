@@ -121,6 +121,13 @@ def test_a_silent_site_is_asked_ever_more_rarely_and_soon_again_when_it_answers(
     assert pace.remaining("a") <= 2.4
 
 
+def test_a_site_may_be_silent_for_days(clock: Clock):
+    pace = Pace(clock.monotonic)
+    for _ in range(3000):
+        pace.missed("a")
+    assert 48 <= pace.remaining("a") <= 72
+
+
 def test_what_was_never_asked_is_due(clock: Clock):
     pace = Pace(clock.monotonic)
     assert pace.is_due("a")

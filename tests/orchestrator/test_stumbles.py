@@ -50,6 +50,18 @@ def test_a_bug_makes_the_experiment_wait_longer_each_time(auto: Federation, monk
     assert fresh(experiment).stumbles == 0
 
 
+def test_a_cancelled_experiment_stumbles_on_for_days(auto: Federation, monkeypatch: pytest.MonkeyPatch):
+    experiment = make_running(auto)
+    services.cancel(experiment=experiment, by=experiment.owner)
+    Experiment.objects.update(stumbles=3000)
+    stumbling(monkeypatch, 1)
+    engine = make_engine(auto)
+    engine.drive(experiment.pk)
+    assert (fresh(experiment).due_at - auto.clock()).total_seconds() == 60
+    auto.clock.tick(61)
+    assert run_to_end(engine, auto, experiment).status is E.CANCELLED
+
+
 def test_a_bug_that_stays_fails_the_experiment_with_its_reason(auto: Federation, monkeypatch: pytest.MonkeyPatch):
     experiment = make_running(auto)
     stumbling(monkeypatch, 100)
