@@ -121,9 +121,7 @@ def check(site: SiteView, tools: Tools) -> CheckReport:
 
 def publish(s: Snapshot, attempt: AttemptView, dataset: str, tools: Tools) -> dict[str, Any]:
     """Put the signed job of an attempt into the store; return what is needed to complete its uploads later."""
-    prefix = s.prefix(attempt)
-    lifetime = max(tools.url_lifetime, s.deadline + timedelta(hours=1))
-    store = tools.store
+    prefix, lifetime, store = s.prefix(attempt), _lifetime(s, tools), tools.store
 
     def fetch(key: str, sha256: str, size: int) -> Fetch:
         return Fetch(url=store.presign_get(key, lifetime), sha256=sha256, size=size)
@@ -167,6 +165,11 @@ def publish(s: Snapshot, attempt: AttemptView, dataset: str, tools: Tools) -> di
     return {"published": True, UPDATE_NAME: _remembered(update), OPTIMIZER_NAME: _remembered(optimizer_out)}
 
 
+def _lifetime(s: Snapshot, tools: Tools) -> timedelta:
+    """Return how long presigned addresses of a round work: a run may begin late in it, after somebody's confirmation."""
+    return max(tools.url_lifetime, s.deadline + timedelta(hours=1))
+
+
 def _remembered(put: Put | None) -> dict[str, Any]:
     """What completing an upload needs. The presigned URLs are capabilities and stay out of the database."""
     if put is None or not put.upload_id:
@@ -189,7 +192,7 @@ def launch(s: Snapshot, attempt: AttemptView, before: Sequence[AttemptView], too
     connector = tools.connector(attempt.site)
     for old in before:
         connector.cancel(old.run)
-    spec_url = tools.store.presign_get(f"{s.prefix(attempt)}/{SPEC_NAME}", tools.url_lifetime)
+    spec_url = tools.store.presign_get(f"{s.prefix(attempt)}/{SPEC_NAME}", _lifetime(s, tools))
     dataset = next(p.dataset for p in s.participants if p.site.id == attempt.site.id)
     if attempt.site.connector in AT_HAND:
         spool.lend(s, tools)

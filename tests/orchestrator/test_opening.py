@@ -11,6 +11,7 @@ from fedportal.connectors.errors import SiteRefused, SiteUnreachable, StoreUnrea
 from fedportal.experiments.states import RoundState, SiteRunState
 from fedportal.orchestrator.outcomes import Advance, Fail, Wait
 from fedportal.orchestrator.steps.opening import dispatch, open_round, publish
+from fedportal.orchestrator.steps.starting import tidy
 from tests.factories import make_plan
 from tests.orchestrator.fakes import START, Federation, key_of
 from tests.orchestrator.snapshots import KEY, RUN, attempt, model, moves, participant, site_run, snapshot, texts
@@ -206,6 +207,22 @@ def test_dispatching_starts_all_sites_and_sets_the_deadline(federation: Federati
     assert "at 3 sites: Hospital A, Hospital B and Hospital C." in texts(changes)
 
 
+def test_every_address_of_a_round_works_until_its_deadline(federation: Federation, monkeypatch: pytest.MonkeyPatch):
+    """A run may begin days after its job was put, when somebody at the site has confirmed it."""
+    lifetimes = []
+    s = replace(published(federation, "a"), deadline=timedelta(days=3))
+    sign = federation.store.presign_get
+    for verb in ("presign_get", "presign_put"):
+        monkeypatch.setattr(
+            federation.store, verb, lambda key, expires, **_: lifetimes.append(expires) or sign(key, expires)
+        )
+    publish(replace(s, site_runs=(unpublished("a"),)), federation.tools)
+    dispatch(s, federation.tools)
+    assert len(lifetimes) == 4, "model, manifest, log, job"
+    assert min(lifetimes) > timedelta(days=3)
+    assert len(federation["a"].launched) == 1
+
+
 def test_sites_on_this_machine_find_the_model_on_the_rounds_shelf(federation: Federation):
     s = published(federation, "a", "b")
     spooled = federation.tools.spool / KEY / "r00000" / "global.safetensors"
@@ -213,6 +230,13 @@ def test_sites_on_this_machine_find_the_model_on_the_rounds_shelf(federation: Fe
     spooled.write_bytes(federation.store.objects[s.model.key])
     dispatch(s, federation.tools)
     assert (federation.tools.spool / KEY / "r00001" / s.model.sha256).read_bytes() == spooled.read_bytes()
+
+
+def test_leftovers_that_cannot_be_removed_are_in_the_log(federation: Federation, caplog: pytest.LogCaptureFixture):
+    s = published(federation, "a")
+    federation.store.is_down = True
+    tidy(replace(s, newest=replace(s.round, number=2)), federation.tools)
+    assert "stay until its end" in caplog.text
 
 
 def test_a_run_that_is_already_there_counts_as_started(federation: Federation):

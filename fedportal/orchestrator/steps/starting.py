@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Hashable, Sequence
 from functools import partial
 
-from fedportal.connectors.errors import SiteRefused, SiteResting, SiteUnreachable
+from fedportal.connectors.errors import SiteRefused, SiteResting, SiteUnreachable, StoreError
 from fedportal.experiments.states import SiteRunState
 from fedportal.orchestrator import sitework, spool
 from fedportal.orchestrator.outcomes import AttemptChange, Changes, NewAttempt, SiteRunChange
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, SiteRunView, SiteView, Snapshot
 from fedportal.orchestrator.words import sentence
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 0.5
 """Seconds that a step waits for its quick errands; what comes later is taken by a later step."""
@@ -78,7 +81,14 @@ def tidy(s: Snapshot, tools: Tools) -> None:
     key = ("tidy", f"{s.key}-{s.round.number}")
     if s.round.number > 1 and tools.pace.is_due(key):
         tools.pace.heard(key, first=math.inf, longest=math.inf)
-        tools.errands.start(key, partial(spool.tidy_before, s, tools), is_news=False)
+        tools.errands.start(key, partial(_tidy, s, tools), is_news=False)
+
+
+def _tidy(s: Snapshot, tools: Tools) -> None:
+    try:
+        spool.tidy_before(s, tools)
+    except (StoreError, OSError) as error:  # nobody takes this errand
+        logger.warning("leftovers of %s before round %d stay until its end: %s", s.key, s.round.number, error)
 
 
 def _take_published(run: SiteRunView, tools: Tools, changes: Changes) -> None:
