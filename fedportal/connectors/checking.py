@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedportal.connectors.base import CheckStep, DatasetReport
-from fedportal.connectors.errors import SiteError, SiteRefused
+from fedportal.connectors.errors import SiteError, SiteRefused, StoreError
 from fedportal.connectors.fields import SiteContext
 from fedportal.connectors.http import Http
 from trainer.contract import CONTRACT_VERSION
@@ -60,16 +60,17 @@ def take_steps(*steps: tuple[str, Callable[[], str]]) -> tuple[CheckStep, ...]:
             continue
         start = time.monotonic()
         try:
-            done.append(CheckStep(name, True, act(), seconds=time.monotonic() - start))
+            message, remedy = act(), ""
         except Remark as remark:
-            done.append(CheckStep(name, True, remark.message, remark.remedy, time.monotonic() - start))
+            message, remedy = remark.message, remark.remedy
         except SiteError as error:
-            failed = True
-            done.append(CheckStep(name, False, error.message, error.remedy or COMPARE, time.monotonic() - start))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            failed = True
-            message = f"The site's answer makes no sense ({type(error).__name__})."
-            done.append(CheckStep(name, False, message, COMPARE, time.monotonic() - start))
+            failed, message, remedy = True, error.message, error.remedy or COMPARE
+        except StoreError:
+            failed, message = True, "The portal's own object store does not answer as it should."
+            remedy = "Start it again, or correct its settings."
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            failed, message, remedy = True, f"The site's answer makes no sense ({type(error).__name__}).", COMPARE
+        done.append(CheckStep(name, not failed, message, remedy, time.monotonic() - start))
     return tuple(done)
 
 
@@ -93,7 +94,12 @@ def name_step(http: Http) -> str:
 
 
 def certificate_step(http: Http) -> str:
-    expiry = http.certificate_expiry()
+    try:
+        expiry = http.certificate_expiry()
+    except SiteRefused as refused:
+        if http.verifies:
+            raise
+        raise Remark(f"Not verified, as it was registered. {refused.message}", remedy=refused.remedy) from refused
     if expiry is None:
         return "No TLS: right on one machine only."
     days = (expiry - datetime.now(UTC)).days
@@ -196,7 +202,7 @@ class TrainerWords:
         if not hmac.compare_digest(expected, str(self._found.get("proof"))):
             raise SiteRefused(
                 "The site has another key than the portal has for it.",
-                remedy="Copy the key from the site's page here, and run the installation at the site again.",
+                remedy="Copy the key from the site's page here, and run the installation at the site again with --key-file.",
             )
         return "The site has the right one."
 

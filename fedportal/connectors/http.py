@@ -104,7 +104,7 @@ class Http:
         timeout: tuple[float, float] = (CONNECT, READ),
     ) -> None:
         self.base_url = base_url.rstrip("/")
-        self._verify, self._timeout = verify, timeout
+        self.verifies, self._timeout = verify, timeout
         self._ca_certificate = ca_certificate
         self._session = requests.Session()
         adapter = _Adapter(_context(ca_certificate, verify))
@@ -163,7 +163,7 @@ class Http:
         host = urlsplit(url).netloc
         try:
             with self._session.request(
-                method, url, timeout=self._timeout, allow_redirects=False, stream=True, verify=self._verify, **options
+                method, url, timeout=self._timeout, allow_redirects=False, stream=True, verify=self.verifies, **options
             ) as response:
                 return Answer(
                     response.status_code, CaseInsensitiveDict(response.headers), _body(response, max_bytes), where
@@ -179,7 +179,7 @@ class Http:
             ) from error
         except requests.exceptions.Timeout as error:
             raise SiteUnreachable(f"{host} accepts the connection but gives no answer in time.") from error
-        except requests.exceptions.ConnectionError as error:
+        except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             raise _unreachable(error, host) from error
         except requests.exceptions.RequestException as error:
             raise SiteMisbehaved(f"{host} does not speak HTTP as expected ({type(error).__name__}).") from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from fedportal.connectors.base import CheckReport, DatasetReport
-from fedportal.connectors.checking import MANY_SERIES, Remark, code_step, dataset_step, take_steps
-from fedportal.connectors.errors import SiteRefused
+from fedportal.connectors.checking import COMPARE, MANY_SERIES, Remark, code_step, dataset_step, take_steps
+from fedportal.connectors.errors import SiteRefused, StoreUnreachable
 
 
 def dataset(name: str) -> DatasetReport:
@@ -26,6 +28,22 @@ def test_a_remark_is_no_failure_and_what_comes_after_it_is_reached() -> None:
     assert "0123" in steps[0].message
     assert "4567" in steps[0].message
     assert CheckReport(steps[:2]).ok, "the site is well"
+
+
+@pytest.mark.parametrize("value", ['"NaN cases"', "Infinity", "[]", "{}", "null"])
+def test_an_answer_that_makes_no_sense_fails_its_step_and_not_the_check(value: str) -> None:
+    (step,) = take_steps(("Datasets", lambda: str(int(json.loads(f'{{"cases": {value}}}')["cases"]))))
+    assert (step.ok, step.remedy) == (False, COMPARE)
+
+
+def test_a_store_that_is_away_fails_the_step_that_needs_it() -> None:
+    def probe() -> str:
+        raise StoreUnreachable("the object store at 127.0.0.1:9 does not answer")
+
+    steps = take_steps(("Trainer", probe), ("Data", lambda: "-"))
+    assert [step.ok for step in steps] == [False, None]
+    assert "portal's own object store" in steps[0].message
+    assert "settings" in steps[0].remedy
 
 
 def test_the_same_code_is_named_as_such() -> None:

@@ -72,6 +72,15 @@ def test_a_connection_that_breaks_is_tried_once_more(server: Server) -> None:
         Http(server.url).get("x")
 
 
+def test_an_answer_that_breaks_off_is_tried_once_more(server: Server) -> None:
+    half = (200, {"Content-Length": "100"}, b'{"a": ')
+    server.script = [half, (200, {}, b"{}")]
+    assert Http(server.url).get("x").json() == {}
+    server.script = [half]
+    with pytest.raises(SiteUnreachable, match="broke off"):
+        Http(server.url).get("x")
+
+
 def test_an_answer_that_is_too_large_or_no_json_is_misbehaviour(server: Server) -> None:
     server.script = [(200, {}, b"x" * 5000)]
     with pytest.raises(SiteMisbehaved, match="larger"):
