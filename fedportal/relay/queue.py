@@ -16,7 +16,7 @@ from django.db.models import Max
 from django.utils import timezone
 
 from fedportal.connectors.base import LogChunk
-from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, SiteRefused, SiteUnreachable, StoreError
+from fedportal.connectors.errors import ObjectDamaged, ObjectMissing, SiteRefused
 from fedportal.connectors.job_queue import JobState, Look, QueuedJob, Sighting
 from fedportal.connectors.kaapana_pull import CHECK_DAG, read_project
 from fedportal.connectors.objectstore import ObjectStore
@@ -52,7 +52,7 @@ MAX_CONF = 1_000_000
 
 
 class SiteQueue:
-    """:class:`~fedportal.connectors.kaapana_pull.JobQueue` over the rows of a site."""
+    """:class:`~fedportal.connectors.job_queue.JobQueue` over the rows of a site."""
 
     def __init__(self, slug: str, *, store: Callable[[], ObjectStore] = object_store) -> None:
         self._slug = slug
@@ -81,7 +81,9 @@ class SiteQueue:
 
     def cancel(self, run: str) -> None:
         with _rows(), transaction.atomic():
-            job = RemoteJob.objects.select_for_update().filter(run=run, site__slug=self._slug).first()
+            # the job alone: a poll has the site's row already when it comes to its jobs
+            jobs = RemoteJob.objects.select_for_update(of=("self",))
+            job = jobs.filter(run=run, site__slug=self._slug).first()
             if job is None or job.status.is_over:
                 return
             now = timezone.now()
@@ -127,14 +129,6 @@ class SiteQueue:
     # --- what the site's trainer says of itself -----------------------------------------------------
 
     def look(self, portal_url: str) -> Look:
-        try:
-            return self._look(portal_url)
-        except StoreError as error:
-            raise SiteUnreachable(
-                "The portal's own object store does not answer.", remedy="Start it again, or correct its settings."
-            ) from error
-
-    def _look(self, portal_url: str) -> Look:
         with _rows():
             checks = RemoteJob.objects.defer("conf").filter(site__slug=self._slug, is_check=True).order_by("-pk")
             newest, finished = checks.first(), checks.filter(state=JobState.FINISHED).first()

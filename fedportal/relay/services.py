@@ -197,7 +197,8 @@ def _due(instance: RemoteInstance, message: Poll) -> list[RemoteJob]:
         jobs = jobs.filter(waits | ends)
     else:
         jobs = jobs.filter(state=message.wanted, abort_requested_at=None)
-    return list(jobs.order_by("pk")[:MOST_AT_ONCE])
+    # locked, so that one that is cancelled at this moment is either not handed out or known to have been
+    return list(jobs.select_for_update().order_by("pk")[:MOST_AT_ONCE])
 
 
 def report(instance: RemoteInstance, message: JobReport) -> RemoteJob:

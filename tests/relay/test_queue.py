@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 
 import pytest
 from django.conf import settings
+from django.db import connection
 from django.utils import timezone
 
 from fedportal.connectors.base import RunState
@@ -14,6 +16,7 @@ from fedportal.connectors.job_queue import JobState
 from fedportal.connectors.kaapana_pull import KaapanaPullConnector
 from fedportal.connectors.objectstore import ObjectStore
 from fedportal.experiments.models import Attempt, Participation, Round, SiteRun
+from fedportal.relay import services
 from fedportal.relay.models import RemoteInstance, RemoteJob
 from fedportal.relay.queue import TAKEN_WITHIN, SiteQueue
 from fedportal.sites.models import Site
@@ -171,6 +174,30 @@ def test_a_handed_out_job_that_never_arrived_can_be_taken_back(mainz):
     RemoteJob.objects.update(delivered_at=timezone.now() - TAKEN_WITHIN)
     connector(queue).cancel(RUN)
     assert connector(queue).poll(RUN).state is RunState.CANCELLED
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_job_that_is_cancelled_while_it_is_handed_out_is_not_taken_for_one_that_never_was(mainz, monkeypatch):
+    queue = put()
+    find = services._due
+
+    def cancelled_meanwhile(*arguments):
+        jobs = find(*arguments)
+        thread.start()
+        thread.join(0.5)  # it waits for the poll's transaction, or is over before
+        return jobs
+
+    def cancel():
+        queue.cancel(RUN)
+        connection.close()
+
+    thread = threading.Thread(target=cancel)
+    monkeypatch.setattr(services, "_due", cancelled_meanwhile)
+    [job] = mainz.jobs()
+    thread.join()
+    kept = RemoteJob.objects.get(pk=job["id"])
+    assert kept.abort_requested_at is not None
+    assert not kept.status.is_over, "the site has it, and may run it"
 
 
 # --- what the site says of itself -----------------------------------------------------------------
