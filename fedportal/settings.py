@@ -234,6 +234,8 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": env("LOG_LEVEL", default="INFO")},
+    # of a request that it sends again it writes the whole address, with its signature
+    "loggers": {"urllib3.connectionpool": {"level": "ERROR"}},
 }
 
 # --- fedportal --------------------------------------------------------------------------------------

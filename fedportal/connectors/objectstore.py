@@ -149,8 +149,8 @@ class ObjectStore:
         """Read a small object. Raises :class:`ObjectDamaged` when it is larger than ``max_bytes``."""
         with self._errors(key), self._reading(key, 0) as response:
             data: bytes = response.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise ObjectDamaged(f"{key} is larger than {max_bytes} bytes")
+            if len(data) > max_bytes:
+                raise ObjectDamaged(f"{key} is larger than {max_bytes} bytes")
         return data
 
     def get_file(

@@ -271,6 +271,16 @@ def test_a_store_that_does_not_answer_is_unreachable() -> None:
     assert "127.0.0.1" in str(caught.value)
 
 
+def test_no_signed_address_is_in_the_log_when_a_store_does_not_answer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ObjectStore(f"127.0.0.1:{free_port()}", "key", "secret", "bucket", secure=False)
+    (tmp_path / "model").write_bytes(b"weights")
+    with pytest.raises(StoreUnreachable):
+        store.put_file(KEY, tmp_path / "model")
+    assert "Signature" not in caplog.text
+
+
 def test_a_wrong_key_is_refused_for_good_and_told_nowhere(weed: Weed, object_store: ObjectStore) -> None:
     store = ObjectStore(weed.endpoint, weed.credentials.access_key, "not-the-secret", object_store.bucket, secure=False)
     with pytest.raises(StoreError) as caught:
