@@ -54,7 +54,7 @@ def _check_in_thread(site: Site, tools: Tools) -> None:
     try:
         check(site, tools)
     except Exception:  # one site's check must not end the others'
-        logger.exception("the check of %s could not be booked", site.slug)
+        logger.exception("the check of %s broke off", site.slug)
     finally:
         connection.close()
 

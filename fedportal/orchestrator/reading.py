@@ -1,4 +1,4 @@
-"""Read a snapshot from the rows: six short queries, no transaction."""
+"""Read a snapshot from the rows: a few short queries, no transaction."""
 
 from __future__ import annotations
 

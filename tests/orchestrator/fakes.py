@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from fedportal.aggregation.admission import Admission, admit, admit_state
 from fedportal.aggregation.merge import Aggregate, aggregate
@@ -287,11 +286,7 @@ class FakeSite:
 
 def model_bytes(values: Any = 0.0) -> bytes:
     """A model of one tensor with sixteen weights."""
-    import tempfile
-
-    with tempfile.NamedTemporaryFile() as file:
-        save_file({"w": np.broadcast_to(np.asarray(values, np.float32), (16,)).copy()}, file.name, NOTE)
-        return Path(file.name).read_bytes()
+    return save({"w": np.broadcast_to(np.asarray(values, np.float32), (16,)).copy()}, NOTE)
 
 
 def weights_of(data: bytes, folder: Path) -> np.ndarray:
@@ -334,13 +329,10 @@ class DirectErrands:
     def drop(self, owner: Any) -> None:
         pass
 
-    def _hangs(self, key: Any) -> bool:
-        return any(key[: len(prefix)] == prefix for prefix in self.hanging)
-
     def start(self, key: Any, call: Callable[[], Any], *, is_large: bool = False, is_news: Any = True) -> bool:
         if key in self._done or key in self._away:
             return False
-        if self._hangs(key):
+        if any(key[: len(prefix)] == prefix for prefix in self.hanging):
             self._away.add(key)
             return True
         errand = self._done[key] = Errand()
@@ -378,7 +370,6 @@ class Federation:
         self.errands = DirectErrands()
         self.commands: list[list[str]] = []
         self.command_fails: dict[str, str] = {}
-        self.lock = threading.Lock()
         self.tools = Tools(
             store=self.store,
             aggregation=self.aggregation,
