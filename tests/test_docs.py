@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 from django.urls import resolve
 
-from trainer.cases import task_of
+from trainer.cases import read_dataset
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}
@@ -51,6 +50,10 @@ def test_the_addresses_of_the_script_are_those_of_the_api():
         resolve("/api" + address.replace("$key", "k7mw2xq9").replace("$round", "3"))
 
 
-def test_the_example_of_a_dataset_is_one():
+def test_the_example_of_a_dataset_is_one(tmp_path: Path):
     (example,) = re.findall(r"```json\n(.+?)```", PAGES["docs/data.md"].read_text(), re.DOTALL)
-    assert task_of(json.loads(example)).channels == ("T2", "ADC")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/dataset.json").write_text(example)
+    dataset = read_dataset(tmp_path, "own")
+    assert dataset.channels == ("T2", "ADC")
+    assert {case.name for case in (*dataset.training, *dataset.validation)} == {"p01", "p02"}
