@@ -13,6 +13,7 @@ from typing import Any
 
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.db import DataError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -25,6 +26,7 @@ from fedportal.connectors.errors import StoreError, StoreUnreachable
 logger = logging.getLogger(__name__)
 
 TOO_LARGE = "This is more than the portal takes at once. Send less."
+NOT_STORABLE = "There is a character in this that no text has, or a number that is too large. Leave it out."
 
 
 class DomainError(Exception):
@@ -51,6 +53,9 @@ def _known(error: Exception) -> tuple[HTTPStatus, str] | None:
         return error.status, error.message
     if isinstance(error, RequestDataTooBig):
         return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE
+    if isinstance(error, DataError):  # PostgreSQL looks for no text with a zero in it; SQLite finds nothing
+        logger.warning("The database does not take a value: %s", error)
+        return HTTPStatus.BAD_REQUEST, NOT_STORABLE
     if isinstance(error, StoreUnreachable):
         return HTTPStatus.SERVICE_UNAVAILABLE, "The object store does not answer at the moment. Try again in a minute."
     if isinstance(error, StoreError):
