@@ -29,7 +29,8 @@ class Field:
     ``choices`` are pairs of value and label. ``advanced`` fields are folded away.
 
     ``issued`` secrets are made by the portal (32 random bytes, URL-safe text) when the site is registered and on
-    request anew; nobody types them. See :meth:`Configured.handout`. What is ``unique`` no other site may have.
+    request anew; nobody types them. See :meth:`Configured.handout`. What is ``unique`` no other site may have. ``renewed``
+    secrets the connector replaces by itself (``SiteContext.keep``), and asks for when it needs them (``SiteContext.kept``).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Field:
     parts: tuple[Field, ...] = ()
     issued: bool = False
     unique: bool = False
+    renewed: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class SiteContext:
     the portal's machine; ``shelf``: the folder where they and it leave objects for each other. ``key``: the site's key.
     ``probe`` puts a small object into the object store and returns presigned addresses to ``get`` it and to ``put`` it
     back, for a check; ``letterbox`` returns where the check's report is left by a site whose logs cannot be read.
-    ``queue``: the portal's jobs for a site that polls. ``keep(name, secret)`` stores a secret that the site has renewed.
-    Only the orchestrator hands the last four out.
+    ``queue``: the portal's jobs for a site that polls. ``keep(name, secret)`` stores a secret that the site has renewed,
+    ``kept(name)`` returns what is stored now. Only the orchestrator hands the last five out.
     """
 
     slug: str
@@ -79,6 +81,7 @@ class SiteContext:
     letterbox: Callable[[], Letterbox] | None = None
     queue: JobQueue | None = None
     keep: Callable[[str, str], None] | None = None
+    kept: Callable[[str], str] | None = None
 
 
 class Unfit(ValueError):

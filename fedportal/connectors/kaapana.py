@@ -53,12 +53,13 @@ class KaapanaConnector(Configured):
         ca_certificate: str = "",
         verify: bool = True,
         site: SiteContext | None = None,
-        kept: Callable[[str], None] | None = None,
+        keep: Callable[[str], None] | None = None,
+        kept: Callable[[], str] | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.http = Http(base_url, ca_certificate=ca_certificate, verify=verify, cookies=True)
-        self.provider = Provider(self.http, realm, credentials, audience=audience, kept=kept)
+        self.provider = Provider(self.http, realm, credentials, audience=audience, keep=keep, kept=kept)
         self.api = KaapanaApi(self.http, self.provider, project=project, by_path=by_path)
         self.site = site or SiteContext("")
         self.backend = KaapanaBackend(self.api)
@@ -108,7 +109,8 @@ class KaapanaConnector(Configured):
             ca_certificate=str(config.get("ca_certificate") or ""),
             verify=bool(config.get("verify", True)),
             site=site,
-            kept=partial(site.keep, "refresh_token") if site.keep else None,
+            keep=partial(site.keep, "refresh_token") if site.keep else None,
+            kept=partial(site.kept, "refresh_token") if site.kept else None,
         )
 
     # --- device login --------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ class KaapanaConnector(Configured):
         return self.provider.start_device_login()
 
     def poll_device_login(self, login: DeviceLogin) -> Token | float:
-        """Return the token, whose ``refresh`` is to be kept as the secret ``refresh_token``, or the seconds to wait."""
+        """Return the token, its refresh token kept as the secret ``refresh_token``, or the seconds to wait."""
         return self.provider.poll_device_login(login)
 
     # --- runs ----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from fedportal.connectors.errors import SiteMisbehaved, SiteRefused
+from fedportal.connectors.errors import SiteMisbehaved, SiteRefused, SiteUnreachable
 from fedportal.connectors.http import Answer, Http
 from fedportal.connectors.oidc import Provider
 
@@ -240,7 +240,8 @@ class KaapanaApi:
     def ask(self, method: str, path: str, *, in_project: bool = False, **options: Any) -> Answer:
         """Ask with a token; with a fresh one, once more, when the site answers that it wants a login.
 
-        What the proxy has refused has not been carried out, so also a POST may be repeated then.
+        What the proxy has refused has not been carried out, so also a POST may be repeated then. A 404 of the proxy's own,
+        which has nobody behind it at that moment, raises :class:`SiteUnreachable`: it is no word about a run.
         """
         headers = dict(options.pop("headers", {}))
         if in_project:
@@ -256,7 +257,7 @@ class KaapanaApi:
                     raise
             else:
                 if answer.status != 401 or fresh:
-                    return answer
+                    return _own(answer)
             self._provider.drop(token)
         raise AssertionError("unreachable")
 
@@ -291,6 +292,16 @@ def trainer_lines(log: str) -> Iterator[dict[str, object]]:
             continue
         if isinstance(entry, dict) and "message" in entry:
             yield entry
+
+
+def _own(answer: Answer) -> Answer:
+    """Return an answer of Kaapana's services, which say in JSON what they do not know."""
+    if answer.status == 404 and "json" not in answer.headers.get("Content-Type", ""):
+        raise SiteUnreachable(
+            f"{answer.where} is answered with 404 by something that is not Kaapana.",
+            remedy=f"Check that its Airflow and its backend run. {VERSIONS}",
+        )
+    return answer
 
 
 def _part(text: str) -> str:

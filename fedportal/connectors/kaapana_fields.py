@@ -64,6 +64,7 @@ FIELDS = (
         kind="secret",
         required=False,
         advanced=True,
+        renewed=True,
     ),
     Field(
         "ca_certificate",

@@ -94,7 +94,8 @@ class Provider:
     """One realm. ``http`` is rooted at the site; ``realm`` is the realm's path below it, which is also the issuer's.
 
     Thread-safe: threads that need a token at once wait for the one that fetches it.
-    ``kept``: called with each new refresh token, so that it can be stored before it is needed.
+    ``keep`` is called with each new refresh token of a device login, so that it is stored before it is needed; ``kept``
+    returns the one that is stored now: another process of the portal may have renewed it, a person may have signed in anew.
     """
 
     def __init__(
@@ -104,11 +105,12 @@ class Provider:
         credentials: Credentials,
         *,
         audience: str = "",
-        kept: Callable[[str], None] | None = None,
+        keep: Callable[[str], None] | None = None,
+        kept: Callable[[], str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._http, self.realm, self._credentials = http, realm.strip("/"), credentials
-        self._audience, self._kept, self._clock = audience, kept, clock
+        self._audience, self._keep, self._kept, self._clock = audience, keep, kept, clock
         self._refresh = credentials.refresh_token
         self._lock = threading.Lock()
         self._token: Token | None = None
@@ -212,6 +214,8 @@ class Provider:
 
     def _renewed(self) -> Token:
         endpoint = self.discover().token
+        if self._kept is not None and self._credentials.grant is Grant.DEVICE:
+            self._refresh = self._kept()
         if self._refresh:
             try:
                 return self._read(self._ask(endpoint, {"grant_type": "refresh_token", "refresh_token": self._refresh}))
@@ -259,8 +263,8 @@ class Provider:
         refresh = str(document.get("refresh_token") or "")
         if refresh and refresh != self._refresh:
             self._refresh = refresh
-            if self._kept is not None and self._credentials.grant is Grant.DEVICE:
-                self._kept(refresh)
+            if self._keep is not None and self._credentials.grant is Grant.DEVICE:
+                self._keep(refresh)
         # By the provider's own count and our own clock: theirs may be wrong.
         token = Token(access, self._clock() + lives, refresh, claims)
         self._check(token)
@@ -309,7 +313,7 @@ _REMEDIES: Sequence[tuple[str, str, str]] = (
     (
         "invalid_grant",
         "User, password or refresh token is wrong or has run out",
-        "Check them; a new user must first set an own password and have no required actions left.",
+        "Check them, or do the device login again; a new user must first set an own password and have no required actions left.",
     ),
     ("invalid_scope", "The scope is refused", "Allow the scope “openid” for the client."),
 )

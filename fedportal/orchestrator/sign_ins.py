@@ -10,7 +10,7 @@ from datetime import timedelta
 from django.db import close_old_connections, connection
 from django.utils import timezone
 
-from fedportal.connectors.errors import SiteError, SiteMisbehaved, SiteRefused
+from fedportal.connectors.errors import SiteError, SiteMisbehaved, SiteRefused, SiteUnreachable
 from fedportal.connectors.http import why_refused
 from fedportal.connectors.oidc import DeviceLogin, Token
 from fedportal.orchestrator.sitework import Tools
@@ -66,12 +66,15 @@ def sign_in(row: SignIn, tools: Tools) -> None:
             time.sleep(max(pause, LEAST_PAUSE))
             if not mine.exists():
                 return
-            answer = connector.poll_device_login(login)  # type: ignore[attr-defined]
+            try:
+                answer = connector.poll_device_login(login)  # type: ignore[attr-defined]
+            except SiteUnreachable:
+                answer = pause  # a person may just be typing the code in
             if isinstance(answer, Token):
                 break
             if time.monotonic() > end:
                 raise SiteRefused("The code has run out before it was confirmed.", remedy="Start the sign-in again.")
-            pause = float(answer)
+            pause = max(pause, float(answer))  # once asked to slow down, it stays slow
     except (SiteError, ValueError, AttributeError) as error:
         remedy = getattr(error, "remedy", "")
         mine.update(state=SignInState.FAILED, message=str(error), remedy=remedy, address="", user_code="")

@@ -24,7 +24,7 @@ from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import SiteView
 from fedportal.relay.queue import SiteQueue
 from fedportal.sites.connection import site_context
-from fedportal.sites.services import keep_secret
+from fedportal.sites.services import keep_secret, kept_secret
 from trainer.contract import ROOT, canonical_json
 
 AGGREGATION_TIMEOUT = 1800.0
@@ -43,7 +43,7 @@ class Connectors:
         self._breakers: dict[str, Breaker] = {}
 
     def __call__(self, site: SiteView) -> Connector:
-        mark = canonical_json([site.connector, site.config, site.secrets])
+        mark = _mark(site)
         with self._lock:
             known = self._built.get(site.slug)
             if known is None or known[0] != mark:
@@ -68,7 +68,17 @@ class Connectors:
             probe=partial(_probe, self._store, site.slug),
             letterbox=partial(_letterbox, self._store, site.slug),
             keep=partial(keep_secret, site.slug),
+            kept=partial(kept_secret, site.slug),
         )
+
+
+def _mark(site: SiteView) -> bytes:
+    """Return what a connector is built from. It goes on with what it renews by itself: a new one would know none of the
+    site's runs."""
+    kind = registry.KINDS.get(site.connector)
+    renewed = {field.name for field in (kind.FIELDS if kind else ()) if field.renewed}
+    secrets = {name: secret for name, secret in site.secrets.items() if name not in renewed}
+    return canonical_json([site.connector, site.config, secrets])
 
 
 def _probe(store: ObjectStore, slug: str) -> dict[str, str]:

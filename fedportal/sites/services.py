@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -178,12 +179,24 @@ def acts(site: Site) -> models.QuerySet[LogEntry]:
 
 def keep_secret(slug: str, name: str, secret: str) -> None:
     """Store a secret that a site has renewed. Called by connectors, from any thread."""
+    with _connection_of_a_thread(), transaction.atomic():
+        site = Site.objects.select_for_update().get(slug=slug)
+        site.secrets = {**site.secrets, name: secret}
+        site.save(update_fields=["secrets"])
+
+
+def kept_secret(slug: str, name: str) -> str:
+    """Return a secret of a site as it is stored now, empty where there is none. Called by connectors, from any thread."""
+    with _connection_of_a_thread():
+        return str(Site.objects.get(slug=slug).secrets.get(name, ""))
+
+
+@contextmanager
+def _connection_of_a_thread() -> Iterator[None]:
+    """Leave no connection behind in a thread that had none."""
     is_ours = connection.connection is None
     try:
-        with transaction.atomic():
-            site = Site.objects.select_for_update().get(slug=slug)
-            site.secrets = {**site.secrets, name: secret}
-            site.save(update_fields=["secrets"])
+        yield
     finally:
         if is_ours:
             connection.close()

@@ -133,7 +133,7 @@ def test_secrets_are_in_no_repr(door: Door) -> None:
 def test_a_person_confirms_a_code_and_the_refresh_token_is_kept(door: Door) -> None:
     door.keycloak.device_answers = ["authorization_pending", "slow_down"]
     kept: list[str] = []
-    site = connector(door, credentials=credentials(Grant.DEVICE), kept=kept.append)
+    site = connector(door, credentials=credentials(Grant.DEVICE), keep=kept.append)
     with pytest.raises(SiteRefused, match="Nobody has signed the portal in"):
         site.provider.token()
     login = site.start_device_login()
@@ -198,6 +198,15 @@ def generation(request: pytest.FixtureRequest) -> Iterator[Door]:
     door.close()
 
 
+@pytest.mark.parametrize("path", ["dagdetails", "client/dataset"])
+def test_a_404_of_the_proxy_is_no_word_about_a_run_or_a_dataset(door: Door, path: str) -> None:
+    """Kaapana's proxy answers so while the server behind it is started again."""
+    door.faults.add("404", path)
+    api = connector(door).api
+    with pytest.raises(SiteUnreachable, match="not Kaapana"):
+        api.run_state("fp-train", "fp-train-1") if path == "dagdetails" else api.series_of("lung")
+
+
 def test_a_dataset_is_resolved_inside_the_project_in_both_generations(generation: Door) -> None:
     generation.datasets["lung"] = ["1.2.3", "1.2.4"]
     site = connector(generation)
@@ -242,6 +251,20 @@ def test_a_hospitals_own_authority_is_believed_only_where_it_is_given(tmp_path: 
         stranger.http = Http(door.url)
         with pytest.raises(SiteRefused, match="authority that the portal does not know"):
             stranger.http.get("x")
+    finally:
+        door.close()
+
+
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def test_a_certificate_that_shall_not_be_verified_is_remarked_on_and_in_nobodys_way(tmp_path: Path) -> None:
+    door = Door(tls=tmp_path)
+    try:
+        unverified = KaapanaConnector(door.url, credentials(), verify=False)
+        steps = {step.name: step for step in unverified.check().steps}
+        assert steps["Certificate"].ok
+        assert "Not verified" in steps["Certificate"].message
+        assert "authority" in steps["Certificate"].remedy
+        assert steps["Login"].ok
     finally:
         door.close()
 

@@ -80,6 +80,40 @@ def test_a_token_that_the_site_renews_is_kept_for_the_next_start_of_the_portal(d
     assert Site.objects.get().secrets["client_secret"] == "client-secret"
 
 
+def test_a_token_that_the_site_renews_is_no_other_way_to_the_site(door, tools, site):
+    """A connector that was built anew would know none of the runs that it has started."""
+    sign_ins.sign_in(asked(site), tools)
+    connector = tools.connector(site_view(Site.objects.get()))
+    connector.provider.drop(connector.provider.token())
+    connector.provider.token()
+    assert door.keycloak.grants[-1] == "refresh_token"
+    assert tools.connector(site_view(Site.objects.get())) is connector
+    site = Site.objects.get()
+    services.update(site, secrets={"client_secret": "another"})
+    assert tools.connector(site_view(site)) is not connector
+
+
+def test_a_token_that_another_process_has_renewed_is_the_one_that_counts(door, tools, site):
+    sign_ins.sign_in(asked(site), tools)
+    connector = tools.connector(site_view(Site.objects.get()))
+    Connectors(MemoryStore())(site_view(Site.objects.get())).provider.token()
+    door.keycloak.refresh_tokens = {Site.objects.get().secrets["refresh_token"]}  # each is good for one use
+    connector.provider.drop(connector.provider.token())
+    assert connector.provider.token()
+
+
+def test_an_outage_of_a_moment_does_not_end_a_sign_in(door, tools, site):
+    door.faults.add("503", "/token")
+    sign_ins.sign_in(asked(site), tools)
+    assert SignIn.objects.get().state == SignInState.DONE
+
+
+def test_who_is_asked_to_slow_down_stays_slow(door, tools, site, pauses):
+    door.keycloak.device_answers = ["slow_down", "authorization_pending"]
+    sign_ins.sign_in(asked(site), tools)
+    assert pauses == [1.0, 6.0, 6.0]
+
+
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
