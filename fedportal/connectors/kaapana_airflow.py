@@ -91,7 +91,8 @@ class AirflowRuns(KaapanaRuns[str]):
         return None
 
     def _only_new_run(self, before: frozenset[str]) -> str | None:
-        new = [run_id for run_id in self._api.run_ids(TRAIN) if run_id not in before]
+        others = before.union(self._known.values())  # of another experiment, started at the same time
+        new = [run_id for run_id in self._api.run_ids(TRAIN) if run_id not in others]
         return new[0] if len(new) == 1 else None
 
     # --- how a run is --------------------------------------------------------------------------------

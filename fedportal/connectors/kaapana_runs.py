@@ -21,6 +21,7 @@ LOOKS = (0.5, 2.0, 4.0)
 GRACE = 60.0
 """Seconds that a cancelled run has for its end before the portal says that it goes on, and asks again later."""
 LOOK_AGAIN = 0.5
+LOOK_THERE = "If its pod is gone, delete the run in Kaapana's Airflow; else abort it in the workflow list."
 GONE = RunStatus(RunState.LOST, message="The site no longer knows this run: it was deleted, or never began.")
 
 Handle = TypeVar("Handle")
@@ -109,7 +110,6 @@ class KaapanaRuns(ABC, Generic[Handle]):
         while not is_gone():
             if self._clock() > end:
                 raise SiteNotReady(
-                    f"The site was told to end {run}, and has not ended it yet.",
-                    remedy="Abort it in Kaapana's workflow list. If its pod is gone, delete the run in Kaapana's Airflow.",
+                    f"The site was told to end {run}, and has not ended it yet. {LOOK_THERE}", remedy=LOOK_THERE
                 )
             self._sleep(LOOK_AGAIN)

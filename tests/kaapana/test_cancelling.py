@@ -85,6 +85,7 @@ def test_a_process_that_goes_on_is_told_with_a_remedy_and_waited_for_again(site:
     for process in (runs, runs, site.runs()):
         with pytest.raises(SiteNotReady, match=f"end {RUN}") as refused:
             process.cancel(RUN)
+        assert refused.value.message.endswith(refused.value.remedy), "a site run shows the message alone"
         assert "pod" in refused.value.remedy
     assert site.now > 3 * GRACE
     assert site.aborts == 1, "once is enough"
@@ -114,3 +115,34 @@ def test_what_has_ended_by_itself_is_not_waited_for(site: Site) -> None:
     change(site, state="failed", tasks={"train": "failed"})
     site.runs().cancel(RUN)
     assert (site.aborts, site.now, site.note) == (0, 0.0, "")
+
+
+class Unnamed(Site):
+    """A Kaapana that shows no confs, so that a run is known by its number alone. Another one starts in the middle of a
+    start that comes to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids = ["fp-train-0"]
+        self.starting = self.runs()
+
+    def has_session(self) -> bool:
+        return False
+
+    def run_ids(self, dag: str) -> list[str]:
+        return list(self.ids)
+
+    def trigger(self, dag: str, conf: Mapping[str, Any]) -> str:
+        if conf["run"] == RUN:
+            self.starting.launch("another", lambda: {"run": "another"})
+            raise SiteUnreachable("It does not answer.")
+        self.ids.append("fp-train-1")
+        return self.ids[-1]
+
+
+def test_a_start_that_came_to_nothing_does_not_take_the_run_of_another(site: Site) -> None:
+    site = Unnamed()
+    with pytest.raises(SiteUnreachable):
+        site.starting.launch(RUN, lambda: {"run": RUN})
+    site.starting.cancel(RUN)
+    assert site.aborts == 0
