@@ -61,7 +61,8 @@ def of_kind(main: Experiment, kind: Kind) -> list[Experiment]:
 
 
 def test_a_draft_starts_with_everything_that_was_ticked(draft, ada):
-    services.update_draft(experiment=draft, by=ada, fields={"baselines": ALL, "max_relative_norm": 2.0, "patience": 2})
+    fields = {"baselines": ALL, "max_relative_norm": 2.0, "patience": 2, "deadline_minutes": 10}
+    services.update_draft(experiment=draft, by=ada, fields=fields, plan={"validation": {"hd95_every": 3}})
     services.start(experiment=draft, by=ada)
     family = list(draft.family)
     kinds = [run.kind for run in family]
@@ -71,6 +72,16 @@ def test_a_draft_starts_with_everything_that_was_ticked(draft, ada):
     assert [run.current_round.kind for run in family] == ["train"] * 6 + ["evaluate"]
     assert [run.max_relative_norm for run in family] == [2.0] + [None] * 6
     assert [run.patience for run in family] == [2] + [0] * 6
+    assert [run.deadline_minutes for run in family] == [
+        10,
+        10,
+        10,
+        10,
+        30,
+        10,
+        10,
+    ]  # a round of the pool is that of three
+    assert [run.plan["validation"]["hd95_every"] for run in family] == [3] * 6 + [1]
     assert len({run.title for run in family}) == 7
     assert [run.waits_for for run in family] == [None, *[draft] * 6]
 
@@ -135,6 +146,22 @@ def test_what_is_there_is_not_made_twice_and_a_later_one_gets_an_evaluation_of_i
     main.refresh_from_db()
     assert main.baselines == ["cyclic", "ensemble", "local_only", "pooled"]
     assert main.events.filter(kind="baselines_added").count() == 3
+
+
+def test_what_was_cancelled_is_made_again(main, ada):
+    for _ in range(2):
+        made = baselines.add(experiment=main, kinds=["pooled"], by=ada)
+        assert [run.kind for run in made] == ["pooled", "cross_site"]
+        main.companions.update(state=ExperimentState.CANCELLED)
+
+
+def test_only_who_was_admitted_says_which_cases_were_held_out(main):
+    tell_held_out(main)
+    part = main.participations.first()
+    told = baselines.held_out(main)[part.site.slug]
+    made = Round.objects.create(experiment=main, number=9, state=RoundState.DONE)
+    SiteRun.objects.create(round=made, participation=part, state="rejected", held_out=["f" * 16])
+    assert baselines.held_out(main)[part.site.slug] == told == {f"{part.site.pk:016x}"}
 
 
 def test_the_evaluation_alone_can_be_asked_for(main, ada):
