@@ -203,13 +203,13 @@ class Run:
             )
 
     def _has_taken_the_run(self, cold: subprocess.Popen[bytes]) -> bool:
-        """Wait until a cold process has taken the run, or has not; say whether it has."""
+        """Wait until a cold process has taken the run, or has ended; say whether no other has the run."""
         while cold.poll() is None:
             if _pid(self._folder) == cold.pid:
                 return True
             time.sleep(0.02)
-        # it is over already, or another process has the run
-        return _pid(self._folder) not in (self._before, 0)
+        # it is over already, could not begin, or has found (and then its code is 0) that another process has the run
+        return cold.returncode != 0 or _pid(self._folder) not in (self._before, 0)
 
     def _wait_for_the_end(self) -> None:
         # The run holds the lock for its whole life: waiting for the lock is waiting for the run.
