@@ -97,7 +97,7 @@ class SiteAdmin(admin.ModelAdmin):
     search_fields = ["name", "slug", "city"]
     actions = ["check_now"]
     inlines = [SiteCheckInline, DatasetInline]
-    readonly_fields = ["health_badge", "registered_at", "last_contact_at", "check_due_at"]
+    readonly_fields = ["health_badge", "last_contact_at", "check_due_at", "registered_at"]
 
     def kind_of(self, request: HttpRequest, site: Site | None) -> str:
         """The connector whose fields the form has: of a new site the one chosen before."""
@@ -116,7 +116,7 @@ class SiteAdmin(admin.ModelAdmin):
             (connector.TITLE, {"fields": usual, "description": escape(words)}),
             *([("More settings", {"fields": advanced, "classes": ["collapse"]})] if advanced else []),
             ("People", {"fields": ["stewards", "contact"]}),
-            ("Condition", {"fields": ["health_badge", "last_contact_at", "check_due_at", "registered_at"]}),
+            *([("Condition", {"fields": self.readonly_fields})] if obj else []),
         ]
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:

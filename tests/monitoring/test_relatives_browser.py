@@ -1,5 +1,7 @@
 """The pages of a family in a real browser: nothing for axe to find, and baselines that are added by keyboard."""
 
+import xml.etree.ElementTree as ElementTree
+
 import pytest
 from django.conf import settings
 from django.test import Client
@@ -37,6 +39,19 @@ def test_axe_finds_nothing_and_nothing_scrolls_sideways(open_page, head):
                 summary.click()
             assert violations(page) == []
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_chart_is_saved_with_its_title_its_axis_and_a_legend_on_the_surface_of_the_theme(open_page, head):
+    page = open_page(f"/experiments/{head.key}/", theme="dark")
+    dice = page.locator('[data-chart="dice"]')
+    dice.locator(".main-svg").first.wait_for()
+    with page.expect_download() as waiting:
+        dice.get_by_role("button", name="Save Dice as an image").click()
+    assert waiting.value.suggested_filename == f"fedportal-{head.key}-dice.svg"
+    drawn = ElementTree.parse(waiting.value.path()).getroot()  # noqa: S314  our own file
+    words = set(drawn.itertext())
+    assert {"Three hospitals: Dice", "Dice (0 none, 1 perfect overlap)", "Rounds", "Graz", "Mainz", "Ulm"} <= words
+    assert drawn[0].attrib["style"].startswith("fill: rgb(22, 29, 33)")
 
 
 def test_baselines_are_added_by_keyboard(open_page, head):

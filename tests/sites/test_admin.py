@@ -28,7 +28,9 @@ def test_the_admin_asks_for_the_connector_first(admin, probe):
     assert f"?connector={KIND}" in shown
     assert probe.SUMMARY in shown
     assert "base_url" not in shown
-    assert 'name="base_url"' in admin.get(f"/admin/sites/site/add/?connector={KIND}").content.decode()
+    shown = admin.get(f"/admin/sites/site/add/?connector={KIND}").content.decode()
+    assert 'name="base_url"' in shown
+    assert "Check due at" not in shown, "of a site that is not there yet nothing is known"
     assert "How is the site reached?" in admin.get("/admin/sites/site/add/?connector=telepathy").content.decode()
 
 
