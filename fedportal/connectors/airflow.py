@@ -92,6 +92,7 @@ class AirflowConnector(Configured):
         self._lock = threading.Lock()
         self._api: Airflow | None = None
         self._probed_at = 0.0
+        self._was_there = False
         self._dag_of: dict[str, str] = {}
         self._ready: set[str] = set()
         self._asked: dict[str, float] = {}
@@ -123,7 +124,7 @@ class AirflowConnector(Configured):
         """Return the dialect that the site speaks, asked now and then: a site may be updated."""
         with self._lock:
             if self._api is None or self._clock() - self._probed_at > PROBE_EVERY:
-                self._api, self._probed_at = self._probe(), self._clock()
+                self._api, self._probed_at, self._was_there = self._probe(), self._clock(), True
             return self._api
 
     def _probe(self) -> Airflow:
@@ -135,6 +136,11 @@ class AirflowConnector(Configured):
         if answer.ok and not answer.is_html:
             login = (self._user, self._password)
             return AirflowV1(Http(self._url, ca_certificate=self._ca_certificate, auth=login, cookies=True))
+        if self._was_there:  # a proxy answers for it while it is away
+            raise SiteUnreachable(
+                "Airflow does not answer at its address any more.",
+                remedy="Check that its web server runs, and the proxy before it.",
+            )
         raise SiteMisbehaved(
             "There is no Airflow at this address.",
             remedy="Give the address of its web server with the whole path, e.g. https://hospital.example/flow.",

@@ -15,6 +15,8 @@ from fedportal.connectors.http import Answer, Http
 CHECK_LOGIN = "Check user and password at the site; the role Op has all rights that are needed."
 OPEN = ("queued", "running")
 ASKED_AT_ONCE = 100
+MAX_LOG = 64 * 1024 * 1024
+"""Bytes of a task's log. How a failed run ended stands in its last line, so a long one must be readable, too."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Airflow(ABC):
 
     root: str
     """Path of the interface below the base address."""
+    start_fields: Mapping[str, Any] = {}
+    """What the start of a run has to say beside its id and conf."""
 
     def __init__(self, http: Http) -> None:
         self._http = http
@@ -76,10 +80,6 @@ class Airflow(ABC):
     @abstractmethod
     def health(self) -> str:
         """Return the sentence that says what is wrong with the scheduler, or an empty one."""
-
-    @abstractmethod
-    def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> bool | None:
-        """Start a run of that id. False: there is one already. None: there is no such DAG."""
 
     @abstractmethod
     def fail(self, dag_id: str, run_id: str, note: str) -> bool:
@@ -116,6 +116,15 @@ class Airflow(ABC):
             found.append((str(row.get("filename") or ""), lines[-1].strip() if lines else ""))
         return found
 
+    def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> bool | None:
+        """Start a run of that id. False: there is one already. None: there is no such DAG."""
+        body = {"dag_run_id": run_id, "conf": dict(conf), **self.start_fields}
+        # by its id it may be repeated: the second would be answered with 409
+        answer = self._send("POST", f"{self.root}/dags/{dag_id}/dagRuns", json=body, repeatable=True)
+        if _is_missing(answer):
+            return None
+        return answer.status != 409 and self._require(answer).ok
+
     def run(self, dag_id: str, run_id: str) -> DagRun | None:
         answer = self._call("GET", f"{run_path(dag_id, run_id)}", missing=True)
         return None if answer is None else _dag_run(answer.fields())
@@ -146,15 +155,7 @@ class Airflow(ABC):
     def _call(self, method: str, path: str, *, missing: bool = False, **options: Any) -> Any:
         """Return the answer; ``None`` for 404 where ``missing`` allows it."""
         answer = self._send(method, f"{self.root}/{path}", **options)
-        if answer.status == 404 and missing:
-            if not _is_airflows_own(answer):
-                # a proxy's 404 while Airflow is away, or another generation since: no word about the run
-                raise SiteUnreachable(
-                    f"{answer.where} is answered with 404 by something that is not Airflow.",
-                    remedy="Check that Airflow's web server runs, and the proxy before it.",
-                )
-            return None
-        return self._require(answer)
+        return None if missing and _is_missing(answer) else self._require(answer)
 
     def _send(self, method: str, path: str, **options: Any) -> Answer:
         return self._http.request(method, path, **options)
@@ -213,11 +214,21 @@ def _rows(answer: Answer, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _is_airflows_own(answer: Answer) -> bool:
-    try:
-        return "detail" in answer.fields()
-    except SiteMisbehaved:
+def _is_missing(answer: Answer) -> bool:
+    """Say whether Airflow does not know what it was asked for. Raises :class:`SiteUnreachable` for a 404 that is not its
+    own: a proxy's while it is away, or another generation's since. That is no word about a run."""
+    if answer.status != 404:
         return False
+    try:
+        is_airflows_own = "detail" in answer.fields()
+    except SiteMisbehaved:
+        is_airflows_own = False
+    if not is_airflows_own:
+        raise SiteUnreachable(
+            f"{answer.where} is answered with 404 by something that is not Airflow.",
+            remedy="Check that Airflow's web server runs, and the proxy before it.",
+        )
+    return True
 
 
 def _detail(answer: Answer) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedportal.connectors.airflow_api import Airflow, Dag, run_path, trainer_lines
+from fedportal.connectors.airflow_api import MAX_LOG, Airflow, Dag, run_path, trainer_lines
 
 _LINE = re.compile(r"\[[^\]]+\] \{(?P<source>[^}:]+):\d+\} (?P<level>[A-Z]+) - (?P<text>.*)")
 
@@ -26,17 +26,6 @@ class AirflowV1(Airflow):
         scheduler = str((status.get("scheduler") or {}).get("status"))
         return "" if scheduler == "healthy" else f"Airflow's scheduler is {scheduler}."
 
-    def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> bool | None:
-        answer = self._send(
-            "POST",
-            f"{self.root}/dags/{dag_id}/dagRuns",
-            json={"dag_run_id": run_id, "conf": dict(conf)},
-            repeatable=True,  # by its id: the second would be answered with 409
-        )
-        if answer.status == 404:
-            return None
-        return answer.status != 409 and self._require(answer).ok
-
     def fail(self, dag_id: str, run_id: str, note: str) -> bool:
         path = run_path(dag_id, run_id)
         # the note first: when its connection breaks between the two, nothing is ended without its reason
@@ -48,7 +37,13 @@ class AirflowV1(Airflow):
     def log(self, dag_id: str, run_id: str, task_id: str, number: int) -> str:
         path = f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/logs/{number}"
         answer = self._call(
-            "GET", path, missing=True, params={"full_content": "true"}, headers={"Accept": "text/plain"}, pages=True
+            "GET",
+            path,
+            missing=True,
+            params={"full_content": "true"},
+            headers={"Accept": "text/plain"},
+            pages=True,
+            max_bytes=MAX_LOG,
         )
         return "" if answer is None else trainer_lines(_entries(answer.text))
 

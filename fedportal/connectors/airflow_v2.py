@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedportal.connectors.airflow_api import CHECK_LOGIN, Airflow, Dag, run_path, trainer_lines
+from fedportal.connectors.airflow_api import CHECK_LOGIN, MAX_LOG, Airflow, Dag, run_path, trainer_lines
 from fedportal.connectors.errors import SiteMisbehaved, SiteRefused
 from fedportal.connectors.http import Answer, Http
 
@@ -21,6 +21,7 @@ WITHOUT_EXPIRY = 600.0
 
 class AirflowV2(Airflow):
     root = "api/v2"
+    start_fields = {"logical_date": None}
 
     def __init__(self, http: Http, *, user: str, password: str) -> None:
         super().__init__(http)
@@ -36,17 +37,6 @@ class AirflowV2(Airflow):
         scheduler = str((status.get("scheduler") or {}).get("status"))
         return "" if scheduler == "healthy" else f"Airflow's scheduler is {scheduler}."
 
-    def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> bool | None:
-        answer = self._send(
-            "POST",
-            f"{self.root}/dags/{dag_id}/dagRuns",
-            json={"dag_run_id": run_id, "conf": dict(conf), "logical_date": None},
-            repeatable=True,  # by its id: the second would be answered with 409
-        )
-        if answer.status == 404:
-            return None
-        return answer.status != 409 and self._require(answer).ok
-
     def fail(self, dag_id: str, run_id: str, note: str) -> bool:
         body = {"state": "failed", "note": note}
         return self._call("PATCH", run_path(dag_id, run_id), json=body, missing=True, repeatable=True) is not None
@@ -54,7 +44,12 @@ class AirflowV2(Airflow):
     def log(self, dag_id: str, run_id: str, task_id: str, number: int) -> str:
         path = f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/logs/{number}"
         answer = self._call(
-            "GET", path, missing=True, params={"full_content": "true"}, headers={"Accept": "application/x-ndjson"}
+            "GET",
+            path,
+            missing=True,
+            params={"full_content": "true"},
+            headers={"Accept": "application/x-ndjson"},
+            max_bytes=MAX_LOG,
         )
         return "" if answer is None else trainer_lines(_entries(answer.text))
 

@@ -13,6 +13,7 @@ from fedportal.connectors.airflow_api import DagRun, TaskRun, trainer_lines
 from fedportal.connectors.base import RunState
 from fedportal.connectors.errors import SiteMisbehaved, SiteNotReady, SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import SiteContext, Unfit
+from fedportal.connectors.http import MAX_BODY
 from tests.connectors.scripted_server import Server
 from trainer.contract import LaunchTicket
 
@@ -59,6 +60,22 @@ def test_a_proxys_404_does_not_make_a_run_lost(server: Server) -> None:
     with pytest.raises(SiteUnreachable, match="not Airflow"):
         site(server, HTML_404).poll(RUN)
     assert site(server, NOT_HERE).poll(RUN).state is RunState.LOST
+
+
+def test_a_proxys_404_does_not_make_a_dag_missing(server: Server) -> None:
+    with pytest.raises(SiteUnreachable, match="not Airflow"):
+        launch(site(server, answer(200, DAG), HTML_404))
+
+
+def test_an_airflow_that_was_there_is_away_when_a_proxy_answers_for_it(server: Server) -> None:
+    connector = site(server, RUNNING)
+    assert connector.poll(RUN).state is RunState.RUNNING
+    connector._forget()
+    server.script = [HTML_404]
+    with pytest.raises(SiteUnreachable, match="any more"):
+        connector.poll(RUN)
+    with pytest.raises(SiteMisbehaved, match="no Airflow"):
+        AirflowConnector(url=server.url, user="u", password="p", site=SiteContext("mainz")).poll(RUN)
 
 
 def test_an_update_to_airflow_3_does_not_make_a_run_lost(server: Server) -> None:
@@ -149,6 +166,14 @@ LAST_WORDS = (
 [2026-01-01T00:00:02.000+0000] {subprocess.py:93} INFO - {"message": "ended", "exit_code": 40}
 """,
 )
+
+
+def test_the_last_words_of_a_long_log_are_found(server: Server) -> None:
+    status, headers, words = LAST_WORDS
+    begin, end = words[: words.rindex(b"[2026")], words[words.rindex(b"[2026") :]
+    long = begin + (b"x" * 2**20 + b"\n") * (1 + MAX_BODY // 2**20) + end
+    failed = site(server, answer(200, {**QUEUED, "state": "failed"}), ENDED_TASK, (status, headers, long)).poll(RUN)
+    assert (failed.state, failed.exit_code) == (RunState.FAILED, 40)
 
 
 @pytest.mark.parametrize("lost", range(1, 6))
