@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from django.utils import timezone
 
-from fedportal.experiments import services
-from fedportal.experiments.lifecycle import MoveRefused
+from fedportal.accounts.models import Role
+from fedportal.experiments import lifecycle, services
+from fedportal.experiments.lifecycle import MoveRefused, StaleClaim
 from fedportal.experiments.models import Attempt, Experiment, Round, SiteRun
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
 from fedportal.sites.models import Dataset
@@ -165,6 +166,13 @@ def test_whoever_it_is_shared_with_may_see_it():
 # --- running ----------------------------------------------------------------------------------------
 
 
+def test_an_owner_who_is_no_researcher_any_more_controls_nothing():
+    draft = make_experiment(ada())
+    assert draft.can_be_controlled_by(draft.owner)
+    draft.owner.role = Role.AUDITOR
+    assert not draft.can_be_controlled_by(draft.owner)
+
+
 def test_a_start_makes_round_one_and_wakes_the_orchestrator():
     experiment = make_experiment(ada())
     services.start(experiment=experiment, by=experiment.owner)
@@ -249,6 +257,24 @@ def test_an_act_is_possible_in_its_states_only(act, state):
             ACTS[act](experiment=experiment, by=experiment.owner)
         assert Experiment.objects.get(pk=experiment.pk).status is state
         assert journal_of(experiment) == []
+
+
+@pytest.mark.parametrize("end", [E.COMPLETED, E.FAILED])
+def test_an_experiment_that_is_over_knows_since_when(running, end):
+    lifecycle.move_experiment(running, end)
+    running.refresh_from_db()
+    assert running.ended_at is not None
+
+
+def test_a_move_of_a_site_run_that_somebody_else_has_moved_is_refused(running):
+    current = with_site_runs(running, S.FAILED, S.FAILED, S.FAILED, round_state=R.TRAINING)
+    run = current.site_runs.first()
+    in_an_old_hand = SiteRun.objects.get(pk=run.pk)
+    force(run, S.RUNNING)
+    with pytest.raises(StaleClaim):
+        lifecycle.move(in_an_old_hand, S.PENDING)
+    run.refresh_from_db()
+    assert run.status is S.RUNNING
 
 
 def test_a_failed_experiment_takes_up_its_failed_round(running):
