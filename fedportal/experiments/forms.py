@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -166,17 +167,21 @@ def models_to_start_from(experiment: Experiment) -> QuerySet[GlobalModel]:
     """Return what a draft can start from: of each experiment that its owner sees and that fits, the newest and the best
     model; of the one that it is a copy of, every model; and what is chosen already. The API takes any model that fits."""
     others = Experiment.objects.visible_to(experiment.owner).exclude(models=None).exclude(kind=Kind.CROSS_SITE)
-    others = others.prefetch_related("models")
     origin = Q(pk=experiment.cloned_from_id)
+    offered = {one.pk: one for one in [*others.filter(origin), *others.exclude(origin)[:EXPERIMENTS_OFFERED]]}
+    trained: dict[int, list[GlobalModel]] = defaultdict(list)
+    rows = GlobalModel.objects.filter(experiment__in=offered, round_number__gt=0).order_by("round_number")
+    # the scores of all rounds are a lot to read, and only the Dice of a region needs them
+    for model in [*rows.filter(experiment__best_by=MEAN).defer("scores"), *rows.exclude(experiment__best_by=MEAN)]:
+        model.experiment = offered[model.experiment_id]
+        trained[model.experiment_id].append(model)
     found = {experiment.initial_model_id}
-    for other in [*others.filter(origin), *others.exclude(origin)[:EXPERIMENTS_OFFERED]]:
-        trained = [model for model in other.models.all() if model.round_number]
-        if other.pk != experiment.cloned_from_id:
-            trained = [model for model in {best_of(trained, other.best_by), *trained[-1:]} if model]
-        for model in trained:
-            model.experiment = other
-            if not initial_model_problem(model, experiment.plan):
-                found.add(model.pk)
+    for pk, models in trained.items():
+        if initial_model_problem(models[-1], experiment.plan):
+            continue
+        if pk != experiment.cloned_from_id:
+            models = [models[-1], best_of(models, offered[pk].best_by) or models[-1]]
+        found.update(model.pk for model in models)
     return (
         GlobalModel.objects.filter(pk__in=found - {None})
         .select_related("experiment")
