@@ -186,6 +186,7 @@ export class Curves {
       };
     });
     chart.figure.classList.toggle("is-empty", traces.length === 0);
+    chart.figure.querySelector('[data-act="image"]').hidden = traces.length === 0;
     chart.plot.querySelector(".chart__empty")?.toggleAttribute("hidden", traces.length > 0);
     if (traces.length || chart.plot.classList.contains("js-plotly-plot")) {
       Plotly.react(chart.plot, traces, this.#layout(chart, colour, time, unitName, unit, training), {

@@ -51,6 +51,7 @@ def test_a_chart_is_saved_with_its_title_its_axis_and_a_legend_on_the_surface_of
     drawn = ElementTree.parse(waiting.value.path()).getroot()  # noqa: S314  our own file
     words = set(drawn.itertext())
     assert {"Three hospitals: Dice", "Dice (0 none, 1 perfect overlap)", "Rounds", "Graz", "Mainz", "Ulm"} <= words
+    assert page.locator('[data-chart="loss"] [data-act="image"]').is_hidden(), "there is nothing to save"
     assert drawn[0].attrib["style"].startswith("fill: rgb(22, 29, 33)")
 
 
