@@ -130,10 +130,11 @@ def test_a_clone_has_the_plan_but_not_the_history(running):
     retired = running.participations.first().site
     retired.retired_at = timezone.now()
     retired.save()
+    force(running, E.COMPLETED, rounds_planned=1)  # an early stop
     twin = services.clone(experiment=running, by=eve())
     assert (twin.status, twin.owner.username, twin.cloned_from) == (E.DRAFT, "eve", running)
     assert twin.title == f"{running.title} (copy)"
-    assert twin.plan == running.plan
+    assert (twin.plan, twin.rounds_planned) == (running.plan, 2)
     assert twin.key != running.key
     assert twin.rounds.count() == 0
     assert retired not in [part.site for part in twin.participations.all()]
