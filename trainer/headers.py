@@ -8,10 +8,13 @@ import zlib
 from pathlib import Path
 
 import nibabel
+import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.exceptions import DTypePromotionError
+from numpy.typing import NDArray
 
 UNREADABLE = (
     ImageFileError,
@@ -31,14 +34,34 @@ LARGEST = 2**32
 """Bytes of an image, decompressed, at most: no scanner writes so many, but a damaged header may claim them."""
 PADDING = 2**20
 """Bytes that may follow the voxels."""
+CONTRADICT = "the headers of image and segmentation contradict each other about orientation or place"
 
 
-def read_header(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return the shape in voxels (with channels last, if any) and the first three spacings in mm.
+def read_header(path: Path) -> tuple[tuple[int, ...], tuple[float, ...], NDArray[np.float64]]:
+    """Return the shape in voxels (with channels last, if any), the first three spacings in mm, and the affine [4, 4].
 
     Raises ``FileNotFoundError`` and what :data:`UNREADABLE` lists."""
-    header = nibabel.load(path).header
-    return tuple(int(edge) for edge in header.get_data_shape()), tuple(float(mm) for mm in header.get_zooms()[:3])
+    file = nibabel.load(path)
+    shape = tuple(int(edge) for edge in file.header.get_data_shape())
+    return shape, tuple(float(mm) for mm in file.header.get_zooms()[:3]), np.asarray(file.affine)
+
+
+def contradict(
+    image: NDArray[np.float64], image_shape: tuple[int, ...], label: NDArray[np.float64], label_shape: tuple[int, ...]
+) -> bool:
+    """Say whether the headers of a pair, affine [4, 4] and shape in voxels, put its voxels in different places.
+
+    A pair stored in one orientation lies voxel upon voxel, whatever else its headers say. Of one that is not, both headers
+    must be true, for each turns its own file: its corners must lie within a voxel of each other.
+    """
+    ways = io_orientation(image), io_orientation(label)
+    if np.array_equal(*ways) or np.isnan(ways).any():  # no number: no orientation, which is told elsewhere
+        return False
+    turned = image @ inv_ornt_aff(ways[0], image_shape[:3]), label @ inv_ornt_aff(ways[1], label_shape[:3])
+    edges = np.array(image_shape[:3])[ways[0][:, 0].argsort()] - 1
+    corners = np.array([[*edges * where, 1] for where in np.ndindex(2, 2, 2)]).T
+    apart = np.linalg.norm(((turned[0] - turned[1]) @ corners)[:3], axis=0).max()
+    return bool(apart > np.linalg.norm(turned[0][:3, :3], axis=0).max())
 
 
 def read_image(path: Path) -> nibabel.Nifti1Image:

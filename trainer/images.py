@@ -20,7 +20,7 @@ from torch import Tensor
 
 from trainer.cases import Case, case_name
 from trainer.contract import Exit
-from trainer.headers import UNREADABLE, read_image
+from trainer.headers import CONTRADICT, UNREADABLE, contradict, read_image
 from trainer.job import Fault
 
 AXES = "RAS"
@@ -86,10 +86,13 @@ def read_case(case: Case, recipe: Recipe) -> tuple[Tensor, Tensor, tuple[float, 
     values, affine, _ = _read(case.image, case.name)
     channels = _channels(values, case.image, case.name, recipe)
     image = _oriented(channels, affine, case.image, case.name)
-    label = _label(case, recipe)
+    numbers, label_affine = _label(case, recipe)
+    label = _oriented(numbers[np.newaxis].astype(np.float32), label_affine, case.label, case.name)
     if image.shape[1:] != label.shape[1:]:
         sizes = f"{'×'.join(map(str, image.shape[1:]))} and segmentation {'×'.join(map(str, label.shape[1:]))} voxels"
         raise Fault(Exit.SHAPE_MISMATCH, f"Case {case.name}: image {sizes}.")
+    if contradict(affine, values.shape, label_affine, numbers.shape):
+        raise Fault(Exit.SHAPE_MISMATCH, f"Case {case.name}: {CONTRADICT}.")
     # the voxels of the pair belong together, even where the headers disagree by a rounding error
     label.affine = image.affine
     if recipe.spacing is not None:
@@ -127,7 +130,8 @@ def _channels(values: np.ndarray, path: Path, name: str, recipe: Recipe) -> np.n
     return np.moveaxis(values, -1, 0)[list(recipe.order)]
 
 
-def _label(case: Case, recipe: Recipe) -> MetaTensor:
+def _label(case: Case, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Return the label numbers uint8 [x, y, z] and the affine [4, 4], as the file has them."""
     values, affine, _ = _read(case.label, case.name, what="segmentation")
     if values.ndim == 4 and values.shape[-1] == 1:
         values = values[..., 0]
@@ -139,7 +143,7 @@ def _label(case: Case, recipe: Recipe) -> MetaTensor:
     right = known[numbers] & (np.abs(values - numbers) < ROUNDING)
     if not right.all():
         raise Fault(Exit.WRONG_LABEL, f"Case {case.name}: {case.label.name} contains {values[~right][0]:g}.")
-    return _oriented(numbers[np.newaxis].astype(np.float32), affine, case.label, case.name)
+    return numbers, affine
 
 
 def _read(path: Path, name: str, *, what: str = "image") -> tuple[np.ndarray, np.ndarray, nibabel.Nifti1Header]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.cases import Case, Dataset, check_task, read_dataset, read_member
 from trainer.contract import EXPLANATIONS, POOL_DATASET, Exit, Task
-from trainer.headers import UNREADABLE, read_header
+from trainer.headers import CONTRADICT, UNREADABLE, contradict, read_header
 from trainer.job import Fault, Member
 
 TITLE_OF_POOL = "Pooled data"
@@ -107,11 +107,13 @@ def _look(case: Case, *, channels: int) -> tuple[tuple[int, ...], tuple[float, .
             raise Fault(Exit.MISSING_FILE, f"Case {case.name}: {what} {path.name}.") from error
         except UNREADABLE as error:
             raise Fault(Exit.UNREADABLE_IMAGE, f"Case {case.name}: {what} {path.name}.") from error
-    (shape, spacing), (label_shape, _) = found
+    (shape, spacing, affine), (label_shape, _, label_affine) = found
     in_file = shape[3] if len(shape) == 4 else 1
     if len(shape) not in (3, 4) or in_file != channels:
         raise Fault(Exit.WRONG_CHANNELS, f"Case {case.name}: found {in_file}, expected {channels}.")
     # sorted: the axes of the pair may be stored in different orders
     if sorted(shape[:3]) != sorted(label_shape[:3]):
         raise Fault(Exit.SHAPE_MISMATCH, f"Case {case.name}.")
+    if contradict(affine, shape, label_affine, label_shape):
+        raise Fault(Exit.SHAPE_MISMATCH, f"Case {case.name}: {CONTRADICT}.")
     return shape[:3], spacing

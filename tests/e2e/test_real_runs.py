@@ -32,7 +32,7 @@ BROKEN = {
     "labels": "contains a label number that dataset.json does not list",
     "missing": "that dataset.json lists is missing",
     "empty": "None of the training cases has anything segmented",
-    "shape": "do not have the same size",
+    "shape": "do not lie on the same grid",
 }
 LONG = {"local_epochs": 1000}
 SHORT = {"local_epochs": 60}

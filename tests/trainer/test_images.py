@@ -74,6 +74,35 @@ def test_however_a_scanner_stores_its_axes_the_result_is_the_same(case):
     assert torch.equal(turned[1], straight[1])
 
 
+def test_each_file_of_a_pair_may_be_stored_its_own_way_if_its_header_says_so(case):
+    straight = read_case(case, recipe())
+    affine = np.array([[0.0, -2, 0, 18], [2, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]])
+    save(case.label, np.ascontiguousarray(volumes(1, shape=(10, 12, 14))[1][::-1].transpose(1, 0, 2)), affine)
+    turned = read_case(case, recipe())
+    assert torch.equal(turned[1], straight[1])
+
+
+@pytest.mark.parametrize(
+    "affine", [np.diag([-2.0, -2, 2, 1]), np.diag([-1.0, -1, 1, 1])], ids=["no origin", "no header"]
+)
+def test_a_pair_whose_headers_turn_it_apart_is_refused(case, affine):
+    """A tool that drops the header of the segmentation: turned by its own header it would lie mirrored on the image."""
+    save(case.label, volumes(1, shape=(10, 12, 14))[1], affine)
+    with pytest.raises(Fault, match="CASE: the headers of image and segmentation contradict") as caught:
+        read_case(case, recipe())
+    assert caught.value.exit is Exit.SHAPE_MISMATCH
+
+
+def test_a_pair_stored_one_way_belongs_together_whatever_else_its_headers_say(case):
+    expected = read_case(case, recipe())[1]
+    save(
+        case.label,
+        volumes(1, shape=(10, 12, 14))[1],
+        np.array([[1.0, 0, 0, 90], [0, 1, 0, -7], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    )
+    assert torch.equal(read_case(case, recipe())[1], expected)
+
+
 def content(case, **changes) -> bytes:
     return read_case(case, recipe(**changes))[3]
 

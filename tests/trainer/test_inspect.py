@@ -58,17 +58,19 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path):
 
 
 def test_what_is_wrong_is_told_case_by_case(tmp_path: Path):
-    folder = write_dataset(tmp_path / "Brain", train=5, validation=1, shape=(8, 8, 8))
+    folder = write_dataset(tmp_path / "Brain", train=6, validation=1, shape=(8, 8, 8))
     (folder / "imagesTr/CASE_000.nii.gz").unlink()
     (folder / "labelsTr/CASE_001.nii.gz").write_bytes(b"not a gzip file")
     save(folder / "labelsTr/CASE_002.nii.gz", np.zeros((8, 8, 9), np.uint8))
     save(folder / "imagesTr/CASE_003.nii.gz", np.zeros((8, 8, 8, 3), np.int16))
+    save(folder / "labelsTr/CASE_004.nii.gz", np.zeros((8, 8, 8), np.uint8), np.diag([-1.0, 1, 1, 1]))
     (report,) = inspect(tmp_path)
     assert [problem[:40] for problem in report["problems"]] == [
         "An image or a segmentation that dataset.",
         "An image or a segmentation is damaged an",
-        "An image and its segmentation do not hav",
+        "An image and its segmentation do not lie",
         "An image does not have the channels (con",
+        "An image and its segmentation do not lie",
     ]
     assert all(f"CASE_00{i}" in problem for i, problem in enumerate(report["problems"]))
     assert report["shape"] == [8, 8, 8]

@@ -41,7 +41,7 @@ EXPLANATIONS: Mapping[Exit, str] = {
     Exit.NO_DATASET: "The dataset is not at the site, or its dataset.json cannot be used.",
     Exit.MISSING_FILE: "An image or a segmentation that dataset.json lists is missing.",
     Exit.UNREADABLE_IMAGE: "An image or a segmentation is damaged and cannot be read.",
-    Exit.SHAPE_MISMATCH: "An image and its segmentation do not have the same size.",
+    Exit.SHAPE_MISMATCH: "An image and its segmentation do not lie on the same grid.",
     Exit.WRONG_LABEL: "A segmentation contains a label number that dataset.json does not list.",
     Exit.NOT_FINITE: "An image contains values that are not numbers (NaN or infinity).",
     Exit.EMPTY_MASK: "None of the training cases has anything segmented, so there is nothing to learn.",
