@@ -1,5 +1,6 @@
 """A page's end of the socket."""
 
+import asyncio
 import json
 from contextlib import asynccontextmanager
 
@@ -29,17 +30,19 @@ async def connected(key, user, after="", shown="", session=None):
 
 
 async def next_message(socket):
-    while True:
-        message = json.loads(await socket.receive_from(timeout=WAIT))
-        if "beat" not in message:
-            return message
+    async with asyncio.timeout(WAIT):  # signs of life come all the time: each alone would be waited for without end
+        while True:
+            message = json.loads(await socket.receive_from(timeout=WAIT))
+            if "beat" not in message:
+                return message
 
 
 async def messages_until(socket, done):
     """Collect messages until ``done(message)``."""
     found = []
-    while not found or not done(found[-1]):
-        found.append(await next_message(socket))
+    async with asyncio.timeout(WAIT):
+        while not found or not done(found[-1]):
+            found.append(await next_message(socket))
     return found
 
 
@@ -51,11 +54,18 @@ def texts_of(messages):
     return [f["html"] for m in messages for f in m["fragments"] if f["into"] == "feed"]
 
 
+async def until_closed(socket):
+    """Return what is said until the socket is closed, and the code."""
+    said = []
+    async with asyncio.timeout(WAIT):
+        while (output := await socket.receive_output(timeout=WAIT))["type"] == "websocket.send":
+            said.append(output["text"])
+    return said, output.get("code")
+
+
 async def close_code(socket):
-    while True:
-        output = await socket.receive_output(timeout=WAIT)
-        if output["type"] == "websocket.close":
-            return output.get("code")
+    _, code = await until_closed(socket)
+    return code
 
 
 @sync_to_async

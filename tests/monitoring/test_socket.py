@@ -17,6 +17,7 @@ from tests.monitoring import scenes
 from tests.monitoring.sockets import (
     WAIT,
     application,
+    close_code,
     connected,
     messages_until,
     next_message,
@@ -203,9 +204,7 @@ async def test_a_reader_that_stumbles_sends_its_viewers_away_and_the_next_starts
             await next_message(socket)
         failures.append(ZeroDivisionError("a bug"))
         for socket in (one, other):
-            while (said := await socket.receive_output(timeout=WAIT))["type"] == "websocket.send":
-                pass
-            assert (said["type"], said["code"]) == ("websocket.close", 1011)
+            assert await close_code(socket) == 1011
         async with connected(running.key, ada) as again:
             await next_message(again)
             await write(journal.record, running, "note", "It goes on.")

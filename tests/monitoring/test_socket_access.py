@@ -9,7 +9,7 @@ from django.utils import timezone
 from fedportal.accounts.models import User
 from fedportal.experiments import journal
 from tests import factories
-from tests.monitoring.sockets import WAIT, close_code, connected, messages_until, next_message, texts_of, write
+from tests.monitoring.sockets import close_code, connected, messages_until, next_message, texts_of, until_closed, write
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("quick")]
 
@@ -52,10 +52,8 @@ async def test_a_viewer_who_loses_the_right_gets_nothing_more(running):
         await next_message(socket)
         await write(running.viewers.remove, bob)
         await write(journal.record, running, "note", "A secret")
-        seen = []
-        while (output := await socket.receive_output(timeout=WAIT))["type"] == "websocket.send":
-            seen.append(output["text"])
-        assert output["code"] == 4404
+        seen, code = await until_closed(socket)
+        assert code == 4404
         assert not any("A secret" in text for text in seen)
 
 
@@ -102,8 +100,6 @@ async def test_a_socket_closes_when_its_sign_in_ends_elsewhere_and_others_go_on(
         await messages_until(socket, lambda m: any("Still here" in text for text in texts_of([m])))
         await write(end, here)
         await write(journal.record, running, "note", "A secret")
-        seen = []
-        while (output := await socket.receive_output(timeout=WAIT))["type"] == "websocket.send":
-            seen.append(output["text"])
-        assert output["code"] == 4401
+        seen, code = await until_closed(socket)
+        assert code == 4401
         assert not any("A secret" in text for text in seen)
