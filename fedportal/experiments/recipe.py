@@ -283,11 +283,14 @@ SETTINGS: tuple[Setting, ...] = (
         _K.WHOLE, "stopping", unit="rounds", low=0, high=10_000, zero="never", of_plan=False,
     ),
     Setting("min_sites", "Quorum", "A round counts when at least so many sites delivered an update.", _K.WHOLE, "patience", unit="sites", low=1, high=1000, of_plan=False),
-    Setting("deadline_minutes", "Deadline of a round", "How long a round waits for its sites at most.", _K.NUMBER, "patience", unit="minutes", low=0.05, high=43_200, of_plan=False),
+    Setting(
+        "deadline_minutes", "Deadline of a round", "How long a round waits for its sites: a week (10 080 minutes) at most, for the store's addresses work no longer.",
+        _K.NUMBER, "patience", unit="minutes", low=0.05, high=10_080, of_plan=False,
+    ),
     Setting("stragglers", "When a site is late", "Waiting is fair to every site; going on is faster.", _K.CHOICE, "patience", choices=tuple(Straggler.choices), of_plan=False),
     Setting(
         "grace_minutes", "Extra time for late sites", "With “go on without it”: how long the others still wait once the quorum is there.",
-        _K.NUMBER, "patience", unit="minutes", low=0, high=43_200, needs=("stragglers", ("drop",)), advanced=True, of_plan=False,
+        _K.NUMBER, "patience", unit="minutes", low=0, high=10_080, needs=("stragglers", ("drop",)), advanced=True, of_plan=False,
     ),
     Setting("max_attempts", "Attempts per site and round", "How often a failing site is started again in a round.", _K.WHOLE, "patience", low=1, high=99, advanced=True, of_plan=False),
     Setting(
