@@ -8,7 +8,7 @@ from django.urls import reverse
 from fedportal.accounts.models import User
 from fedportal.experiments import journal
 from fedportal.experiments.models import Metric
-from fedportal.monitoring.exports import as_file
+from fedportal.monitoring.exports import as_csv, as_file
 from fedportal.monitoring.rows import BATCH
 from tests import factories
 from tests.monitoring import scenes
@@ -104,3 +104,9 @@ async def test_a_server_of_asgi_sends_the_same_rows(running, async_client):
     rows = list(csv.DictReader(io.StringIO(b"".join([part async for part in answer]).decode())))
     assert len(rows) == await Metric.objects.filter(experiment=running).acount()
     assert {row["site"] for row in rows} == {"mainz", "ulm"}
+
+
+@pytest.mark.parametrize("start", list("=+-@\t\r"))
+def test_text_that_a_spreadsheet_would_run_gets_an_apostrophe(start):
+    _, line = as_csv(("text",), [{"text": f"{start}cmd()"}])
+    assert line.lstrip('"').startswith("'")

@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from fedportal.accounts.models import User
 from fedportal.experiments import journal
+from fedportal.monitoring.watchers import refused, watcher_of
 from tests import factories
 from tests.monitoring.sockets import close_code, connected, messages_until, next_message, texts_of, until_closed, write
 
@@ -103,3 +104,12 @@ async def test_a_socket_closes_when_its_sign_in_ends_elsewhere_and_others_go_on(
         seen, code = await until_closed(socket)
         assert code == 4401
         assert not any("A secret" in text for text in seen)
+
+
+def test_a_password_that_an_operator_has_changed_ends_the_sign_in(running, ada):
+    session = signed_in(ada).session
+    watcher = watcher_of({"user": ada, "session": session})
+    assert refused(running.pk, [watcher]) == {}
+    ada.set_password("another-horse-battery")
+    ada.save()
+    assert refused(running.pk, [watcher]) == {watcher: 4401}
