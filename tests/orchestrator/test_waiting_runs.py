@@ -46,4 +46,4 @@ def test_the_reason_goes_when_the_run_begins(federation: Federation):
     federation["a"].states[federation["a"].run] = RunStatus(RunState.RUNNING)
     s, lines = after(s, federation, 200)
     assert s.site_runs[0].reason == ""
-    assert lines == ["Hospital A answers again."]
+    assert lines == ["Hospital A goes on."]

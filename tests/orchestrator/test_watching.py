@@ -129,7 +129,7 @@ def test_a_silent_site_is_told_of_once_and_again_when_it_answers(federation: Fed
     federation["a"].trouble = None
     federation.clock.tick(100)
     changes = watch(s, federation.tools).changes
-    assert texts(changes) == "Hospital A answers again."
+    assert texts(changes) == "Hospital A goes on."
     assert changes.site_runs[0].fields == {"reason": ""}
 
 

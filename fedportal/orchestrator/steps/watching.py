@@ -228,7 +228,7 @@ class _Watch:
         if reason:
             self.changes.say("waiting", f"{run.site.name}: {reason}", level="warn", site=run.site.slug)
         else:
-            self.changes.say("reached", f"{run.site.name} answers again.", site=run.site.slug)
+            self.changes.say("reached", f"{run.site.name} goes on.", site=run.site.slug)
 
     def _attempt_failed(
         self, run: SiteRunView, exit_code: int | None, message: str, *, state: RunState = RunState.FAILED
