@@ -7,6 +7,7 @@ remembers saves questions only; after a restart it asks again.
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -92,7 +93,6 @@ class AirflowConnector(Configured):
         self._lock = threading.Lock()
         self._api: Airflow | None = None
         self._probed_at = 0.0
-        self._was_there = False
         self._dag_of: dict[str, str] = {}
         self._ready: set[str] = set()
         self._asked: dict[str, float] = {}
@@ -124,7 +124,7 @@ class AirflowConnector(Configured):
         """Return the dialect that the site speaks, asked now and then: a site may be updated."""
         with self._lock:
             if self._api is None or self._clock() - self._probed_at > PROBE_EVERY:
-                self._api, self._probed_at, self._was_there = self._probe(), self._clock(), True
+                self._api, self._probed_at = self._probe(), self._clock()
             return self._api
 
     def _probe(self) -> Airflow:
@@ -136,7 +136,7 @@ class AirflowConnector(Configured):
         if answer.ok and not answer.is_html:
             login = (self._user, self._password)
             return AirflowV1(Http(self._url, ca_certificate=self._ca_certificate, auth=login, cookies=True))
-        if self._was_there:  # a proxy answers for it while it is away
+        if self._api is not None:  # it was there: a proxy answers for it while it is away
             raise SiteUnreachable(
                 "Airflow does not answer at its address any more.",
                 remedy="Check that its web server runs, and the proxy before it.",
@@ -148,7 +148,7 @@ class AirflowConnector(Configured):
 
     def _forget(self) -> None:
         with self._lock:
-            self._api = None
+            self._probed_at = -math.inf
 
     # --- runs ----------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -67,6 +67,8 @@ class Airflow(ABC):
     """Path of the interface below the base address."""
     start_fields: Mapping[str, Any] = {}
     """What the start of a run has to say beside its id and conf."""
+    log_request: Mapping[str, Any]
+    """How a log is asked for in the form that :meth:`_log_entries` reads: options of :meth:`Http.request`."""
 
     def __init__(self, http: Http) -> None:
         self._http = http
@@ -85,9 +87,10 @@ class Airflow(ABC):
     def fail(self, dag_id: str, run_id: str, note: str) -> bool:
         """Mark a run as failed, so that its tasks are ended, and say why in its note. False: there is no such run."""
 
+    @staticmethod
     @abstractmethod
-    def log(self, dag_id: str, run_id: str, task_id: str, number: int) -> str:
-        """Return what the trainer printed in one try of a task, and errors of Airflow itself."""
+    def _log_entries(text: str) -> Iterator[tuple[str, str, str]]:
+        """Read source, level and text of each entry of a log."""
 
     @abstractmethod
     def _dag(self, document: Mapping[str, Any]) -> Dag: ...
@@ -143,6 +146,13 @@ class Airflow(ABC):
             TaskRun(str(row["task_id"]), str(row.get("state") or ""), int(row.get("try_number") or 0))
             for row in _rows(answer, "task_instances")
         ]
+
+    def log(self, dag_id: str, run_id: str, task_id: str, number: int) -> str:
+        """Return what the trainer printed in one try of a task, and errors of Airflow itself."""
+        path = f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/logs/{number}"
+        whole = {"params": {"full_content": "true"}, "max_bytes": MAX_LOG}
+        answer = self._call("GET", path, missing=True, **whole, **self.log_request)
+        return "" if answer is None else trainer_lines(self._log_entries(answer.text))
 
     def result(self, dag_id: str, run_id: str, task_id: str) -> str | None:
         """Return what a task returned, as text."""

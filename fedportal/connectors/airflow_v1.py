@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedportal.connectors.airflow_api import MAX_LOG, Airflow, Dag, run_path, trainer_lines
+from fedportal.connectors.airflow_api import Airflow, Dag, run_path
 
 _LINE = re.compile(r"\[[^\]]+\] \{(?P<source>[^}:]+):\d+\} (?P<level>[A-Z]+) - (?P<text>.*)")
 
@@ -17,6 +17,7 @@ class AirflowV1(Airflow):
     """
 
     root = "api/v1"
+    log_request = {"headers": {"Accept": "text/plain"}, "pages": True}
 
     def login(self) -> None:
         self._call("GET", "dags", params={"limit": 1})
@@ -34,18 +35,16 @@ class AirflowV1(Airflow):
         self._call("PATCH", path, json={"state": "failed"}, repeatable=True)
         return True
 
-    def log(self, dag_id: str, run_id: str, task_id: str, number: int) -> str:
-        path = f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/logs/{number}"
-        answer = self._call(
-            "GET",
-            path,
-            missing=True,
-            params={"full_content": "true"},
-            headers={"Accept": "text/plain"},
-            pages=True,
-            max_bytes=MAX_LOG,
-        )
-        return "" if answer is None else trainer_lines(_entries(answer.text))
+    @staticmethod
+    def _log_entries(text: str) -> Iterator[tuple[str, str, str]]:
+        source = level = ""
+        for line in text.splitlines():
+            match = _LINE.match(line)
+            if match:
+                source, level = match["source"], match["level"]
+                yield source, level, match["text"]
+            elif source == "subprocess.py":  # a line of the trainer that was none to Airflow, e.g. of a traceback
+                yield source, level, line
 
     def _dag(self, document: Mapping[str, Any]) -> Dag:
         return Dag(
@@ -54,14 +53,3 @@ class AirflowV1(Airflow):
             broken=bool(document.get("has_import_errors")) or document.get("is_active") is False,
             tags=tuple(str(tag["name"]) for tag in document.get("tags") or ()),
         )
-
-
-def _entries(text: str) -> Iterator[tuple[str, str, str]]:
-    source = level = ""
-    for line in text.splitlines():
-        match = _LINE.match(line)
-        if match:
-            source, level = match["source"], match["level"]
-            yield source, level, match["text"]
-        elif source == "subprocess.py":  # a line of the trainer that was none to Airflow, e.g. of a traceback
-            yield source, level, line

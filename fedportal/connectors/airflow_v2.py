@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fedportal.connectors.airflow_api import CHECK_LOGIN, MAX_LOG, Airflow, Dag, run_path, trainer_lines
+from fedportal.connectors.airflow_api import CHECK_LOGIN, Airflow, Dag, run_path
 from fedportal.connectors.errors import SiteMisbehaved, SiteRefused
 from fedportal.connectors.http import Answer, Http
 
@@ -22,6 +22,7 @@ WITHOUT_EXPIRY = 600.0
 class AirflowV2(Airflow):
     root = "api/v2"
     start_fields = {"logical_date": None}
+    log_request = {"headers": {"Accept": "application/x-ndjson"}}
 
     def __init__(self, http: Http, *, user: str, password: str) -> None:
         super().__init__(http)
@@ -41,17 +42,15 @@ class AirflowV2(Airflow):
         body = {"state": "failed", "note": note}
         return self._call("PATCH", run_path(dag_id, run_id), json=body, missing=True, repeatable=True) is not None
 
-    def log(self, dag_id: str, run_id: str, task_id: str, number: int) -> str:
-        path = f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/logs/{number}"
-        answer = self._call(
-            "GET",
-            path,
-            missing=True,
-            params={"full_content": "true"},
-            headers={"Accept": "application/x-ndjson"},
-            max_bytes=MAX_LOG,
-        )
-        return "" if answer is None else trainer_lines(_entries(answer.text))
+    @staticmethod
+    def _log_entries(text: str) -> Iterator[tuple[str, str, str]]:
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict):
+                yield str(entry.get("filename") or ""), str(entry.get("level") or ""), str(entry.get("event") or "")
 
     def _dag(self, document: Mapping[str, Any]) -> Dag:
         return Dag(
@@ -100,13 +99,3 @@ def _expiry(token: str) -> float:
         return float(json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["exp"])
     except (IndexError, ValueError, KeyError, TypeError, binascii.Error):
         return time.time() + WITHOUT_EXPIRY
-
-
-def _entries(text: str) -> Iterator[tuple[str, str, str]]:
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            yield str(entry.get("filename") or ""), str(entry.get("level") or ""), str(entry.get("event") or "")
