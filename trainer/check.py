@@ -22,7 +22,7 @@ from trainer.relay import Relay
 from trainer.transfer import Courier, new_session
 
 if TYPE_CHECKING:
-    from trainer.task import SiteFile
+    from trainer.site_file import SiteFile
 
 TIMEOUT = (5.0, 30.0)
 

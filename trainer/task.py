@@ -6,7 +6,7 @@ goes on watching. SIGTERM ends the run.
 
 The environment says all:
 
-``FEDPORTAL_SITE``  path of the site's file, which only its administrator writes (see :class:`SiteFile`)
+``FEDPORTAL_SITE``  path of the site's file, which only its administrator writes (see :class:`~trainer.site_file.SiteFile`)
 ``FEDPORTAL_RUN``   the scheduler's name of this run
 ``FEDPORTAL_CONF``  what the portal sent, as JSON: ``run``, ``spec_url``, ``contract``; for *predict*, which people at the
                     site start, ``model`` and ``dataset``
@@ -30,9 +30,10 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from trainer.contract import CONTRACT_VERSION, EXPLANATIONS, ContractError, Exit, attempt_key, site_of
+from trainer.site_file import Refused, SiteFile
 
 ENDINGS = (signal.SIGTERM, signal.SIGINT)
 NO_VERDICT = 75
@@ -42,51 +43,9 @@ GRACE = 3.0
 LOOK = 0.2
 """Seconds between two looks at a run's log. Its end is noticed at once."""
 ANSWER_TIMEOUT = 5.0
-KEEP_DAYS = 14
 DAY = 86400.0
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 KILLED = "The training process ended without a word: it was killed, most likely because memory ran out."
-
-
-class SiteFile(NamedTuple):
-    """What the site's administrator decided. ``key``: the site's key (hex), from the portal's page of the site."""
-
-    data_root: Path
-    work_dir: Path
-    key: str
-    threads: int = 0
-    socket: str = ""
-    keep_days: float = KEEP_DAYS
-
-    @classmethod
-    def read(cls) -> SiteFile:
-        """Read the file that ``FEDPORTAL_SITE`` names; ``FEDPORTAL_SITE_KEY`` comes before a key in it."""
-        path = os.environ.get("FEDPORTAL_SITE", "")
-        try:
-            values = json.loads(Path(path).read_bytes())
-            key = os.environ.pop("FEDPORTAL_SITE_KEY", "") or str(values.get("key") or "")
-            if not bytes.fromhex(key):
-                raise ValueError("it has no key of the site")
-            return cls(
-                data_root=Path(values["data_root"]),
-                work_dir=Path(values["work_dir"]),
-                key=key,
-                threads=int(values.get("threads") or 0),
-                socket=str(values.get("socket") or ""),
-                keep_days=float(values.get("keep_days", KEEP_DAYS)),
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Refused(
-                Exit.BAD_JOB, f"The site's file {path!r} cannot be used ({error}). Run the installation again."
-            ) from error
-
-
-class Refused(Exception):
-    """The task cannot begin."""
-
-    def __init__(self, code: Exit, message: str) -> None:
-        super().__init__(message)
-        self.code, self.message = code, message
 
 
 def main(argv: list[str]) -> int:

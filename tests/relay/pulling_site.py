@@ -35,7 +35,7 @@ from fedportal.connectors.local import LocalConnector
 from fedportal.connectors.trainer_process import COMMAND
 from trainer.check import hand_in, report
 from trainer.contract import CONTRACT_VERSION, LaunchTicket, attempt_key
-from trainer.task import SiteFile
+from trainer.site_file import SiteFile
 
 TIMEOUT = 5
 """Seconds, as in kaapana-backend."""

@@ -17,7 +17,7 @@ from tests.kaapana_double.door import Door
 from tests.sites.conftest import checks_at_work
 from tests.trainer.conftest import write_dataset
 from trainer.check import hand_in, report
-from trainer.task import SiteFile
+from trainer.site_file import SiteFile
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.store]
 

@@ -18,7 +18,8 @@ import pytest
 from fedportal.connectors.trainer_process import ROOT, is_locked
 from tests.trainer_process.bench import Bench, Ear, wait_for
 from trainer.contract import CONTRACT_VERSION, Exit, LaunchTicket
-from trainer.task import GRACE, NO_VERDICT, Run, SiteFile, tidy
+from trainer.site_file import SiteFile
+from trainer.task import GRACE, NO_VERDICT, Run, tidy
 
 KEY = (b"s" * 32).hex()
 

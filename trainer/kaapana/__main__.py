@@ -32,7 +32,7 @@ from trainer.exchange import Inputs, Work, train_or_evaluate
 from trainer.job import Fault, Outcome
 from trainer.kaapana.batch import Folders, build, channels_of, is_prepared, labels_of, read_batch
 from trainer.kaapana.gather import gather
-from trainer.task import SiteFile
+from trainer.site_file import SiteFile
 
 SKIP = 126
 """Kaapana marks a task whose pod ends with it as skipped."""
