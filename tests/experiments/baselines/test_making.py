@@ -4,57 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from fedportal.experiments import baselines, families, lifecycle, services
-from fedportal.experiments.models import Baseline, Experiment, GlobalModel, Kind, Round, SiteRun
+from fedportal.experiments import baselines, lifecycle, services
+from fedportal.experiments.models import Baseline, Experiment, Kind, Round, SiteRun
 from fedportal.experiments.states import ExperimentState, RoundState
 from fedportal.experiments.subjects import gather_subjects
 from fedportal.sites.models import Dataset, Site
 from tests import factories
+from tests.experiments.baselines.runs import complete, of_kind, tell_held_out
 
 pytestmark = pytest.mark.django_db
 
 ALL = list(Baseline.values)
-
-
-@pytest.fixture
-def ada():
-    return factories.ada()
-
-
-@pytest.fixture
-def draft(ada) -> Experiment:
-    return factories.make_experiment(ada, title="Brains", rounds=4)
-
-
-@pytest.fixture
-def main(draft, ada) -> Experiment:
-    """A run that has started, and nothing beside it."""
-    services.start(experiment=draft, by=ada)
-    return draft
-
-
-def complete(run: Experiment, *, models: int | None = None) -> None:
-    """End a run as the orchestrator does, with the models of its rounds."""
-    run.refresh_from_db()
-    rounds = run.rounds_planned if models is None else models
-    for number in range(rounds + 1 if run.kind != Kind.CROSS_SITE else 0):
-        defaults = {"key": f"{run.key}/{number}", "sha256": f"{number:064d}", "size": 1, "dice": 0.1 * number}
-        GlobalModel.objects.get_or_create(experiment=run, round_number=number, defaults=defaults)
-    tell_held_out(run)
-    lifecycle.move_experiment(run, ExperimentState.COMPLETED)
-    families.tell_ended(run)
-
-
-def tell_held_out(run: Experiment) -> None:
-    number = Round.objects.filter(experiment=run).count() + 1
-    made = Round.objects.create(experiment=run, number=number, state=RoundState.DONE)
-    for part in run.participations.all():
-        case = f"{part.site.pk:016x}"
-        SiteRun.objects.create(round=made, participation=part, state="admitted", held_out=[case])
-
-
-def of_kind(main: Experiment, kind: Kind) -> list[Experiment]:
-    return list(main.companions.filter(kind=kind).order_by("pk"))
 
 
 # --- making them ------------------------------------------------------------------------------------
@@ -72,15 +32,8 @@ def test_a_draft_starts_with_everything_that_was_ticked(draft, ada):
     assert [run.current_round.kind for run in family] == ["train"] * 6 + ["evaluate"]
     assert [run.max_relative_norm for run in family] == [2.0] + [None] * 6
     assert [run.patience for run in family] == [2] + [0] * 6
-    assert [run.deadline_minutes for run in family] == [
-        10,
-        10,
-        10,
-        10,
-        30,
-        10,
-        10,
-    ]  # a round of the pool is that of three
+    # a round of the pool is that of three
+    assert [run.deadline_minutes for run in family] == [10] * 4 + [30] + [10] * 2
     assert [run.plan["validation"]["hd95_every"] for run in family] == [3] * 6 + [1]
     assert len({run.title for run in family}) == 7
     assert [run.waits_for for run in family] == [None, *[draft] * 6]
@@ -282,100 +235,6 @@ def test_one_site_drafts_and_cancelled_runs_have_no_baselines(draft, ada):
             baselines.add(experiment=draft, kinds=kinds, by=ada)
     alone = factories.make_experiment(ada, sites=1, min_sites=1)
     assert "two sites" in baselines.problems(alone)["cyclic"]
-
-
-# --- acts on a family -------------------------------------------------------------------------------
-
-
-def test_cancelling_the_run_cancels_what_stands_beside_it_but_not_other_repeats(draft, ada):
-    services.update_draft(experiment=draft, by=ada, fields={"repeats": 2, "baselines": ["local_only"]})
-    services.start(experiment=draft, by=ada)
-    _, second = draft.family.filter(kind=Kind.FEDERATED)
-    services.cancel(experiment=second, by=ada)
-    states = {run.pk: run.state for run in draft.family}
-    beside = set(second.companions.values_list("pk", flat=True)) | {second.pk}
-    assert {states[pk] for pk in beside} == {"cancelling"}
-    assert {state for pk, state in states.items() if pk not in beside} == {"running"}
-
-
-def test_cancelling_the_first_run_ends_its_whole_family_even_when_it_has_ended_itself(draft, ada):
-    services.update_draft(experiment=draft, by=ada, fields={"repeats": 2, "baselines": ["local_only"]})
-    services.start(experiment=draft, by=ada)
-    complete(draft)
-    services.cancel(experiment=draft, by=ada)
-    assert {run.state for run in draft.family.exclude(pk=draft.pk)} == {"cancelling"}
-    draft.refresh_from_db()
-    assert draft.state == "completed"
-    with pytest.raises(lifecycle.MoveRefused):
-        services.cancel(experiment=draft, by=ada)
-
-
-def test_a_failed_baseline_stands_in_nobodys_way_and_a_failed_run_does(main, ada):
-    baselines.add(experiment=main, kinds=["local_only", "pooled"], by=ada)
-    (evaluation,) = of_kind(main, Kind.CROSS_SITE)
-    (pooled,) = of_kind(main, Kind.POOLED)
-    lifecycle.move_experiment(main, ExperimentState.FAILED, because="It broke.")
-    assert pooled.waits_for == main
-    services.resume(experiment=main, by=ada)
-    complete(main)
-    for run in of_kind(main, Kind.LOCAL_ONLY):
-        lifecycle.move_experiment(run, ExperimentState.FAILED, because="It broke.")
-    assert pooled.waits_for is None
-    services.pause(experiment=pooled, by=ada)
-    assert evaluation.waits_for == pooled
-
-
-def test_the_next_repeat_does_not_wait_for_what_waits_for_a_failed_run(draft, ada):
-    services.update_draft(experiment=draft, by=ada, fields={"repeats": 2, "baselines": ["pooled"]})
-    services.start(experiment=draft, by=ada)
-    second = draft.family.filter(kind=Kind.FEDERATED).last()
-    assert second.waits_for == draft
-    lifecycle.move_experiment(draft, ExperimentState.FAILED, because="It broke.")
-    assert of_kind(draft, Kind.POOLED)[0].waits_for == draft
-    assert second.waits_for is None
-
-
-def test_a_family_is_one_experiment_of_its_sites(main, ada):
-    baselines.add(experiment=main, kinds=ALL, by=ada)
-    sites = Site.objects.filter(participations__experiment=main).with_counts()
-    assert {site.running_count for site in sites} == {1}
-
-
-def test_whoever_ends_wakes_the_family_and_the_run_beside_hears_of_it(main, ada, django_capture_on_commit_callbacks):
-    baselines.add(experiment=main, kinds=["pooled"], by=ada)
-    (pooled,), (evaluation,) = of_kind(main, Kind.POOLED), of_kind(main, Kind.CROSS_SITE)
-    complete(main)
-    wakes = evaluation.wakes
-    with django_capture_on_commit_callbacks(execute=True):
-        families.tell_begun(pooled)
-        complete(pooled)
-    evaluation.refresh_from_db()
-    assert evaluation.wakes == wakes + 1
-    said = list(main.events.filter(kind__startswith="baseline_").order_by("pk").values_list("text", flat=True))
-    assert said == ["The pooled baseline has begun.", "The pooled baseline has ended: Dice 0.40."]
-
-
-def test_who_sees_the_run_sees_its_family_and_a_new_owner_owns_it(main, ada):
-    baselines.add(experiment=main, kinds=["pooled"], by=ada)
-    eve = factories.eve()
-    (pooled,) = of_kind(main, Kind.POOLED)
-    assert pooled not in Experiment.objects.visible_to(eve)
-    services.share(experiment=pooled, user=eve, by=ada)
-    assert set(Experiment.objects.visible_to(eve)) == set(main.family)
-    services.unshare(experiment=main, user=eve, by=ada)
-    assert not Experiment.objects.visible_to(eve)
-    services.hand_over(experiment=main, to=eve, by=ada)
-    assert {run.owner for run in main.family} == {eve}
-    assert set(Experiment.objects.visible_to(ada)) == set(main.family)
-
-
-def test_the_copy_of_a_baseline_is_that_of_its_run(main, ada):
-    baselines.add(experiment=main, kinds=["pooled"], by=ada)
-    (pooled,) = of_kind(main, Kind.POOLED)
-    twin = services.clone(experiment=pooled, by=ada)
-    assert (twin.kind, twin.head, twin.cloned_from) == (Kind.FEDERATED, None, main)
-    assert twin.participations.count() == 3
-    assert twin.baselines == ["pooled"]
 
 
 # --- what is measured -------------------------------------------------------------------------------
