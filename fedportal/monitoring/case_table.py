@@ -63,5 +63,4 @@ def _mean(values: list[float]) -> float | None:
 
 def _over_sites(values: list[float | None]) -> float | None:
     """Return the mean; ``None`` where a site is missing, since a model may fail at the hardest one."""
-    known = [value for value in values if value is not None]
-    return _mean(known) if len(known) == len(values) else None
+    return None if None in values else _mean(values)

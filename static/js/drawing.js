@@ -40,8 +40,9 @@ export function layoutOf(colour) {
 
 /** Save a figure as it is seen now as a file that stands alone: on the surface of the theme, with a title and, where it
  * has several lines, a legend. */
-export function save({ data, layout }, { title, subtitle, format, filename, margin = {}, height = layout.height + 90 }) {
+export function save({ data, layout }, { title, subtitle, format, filename, margin = {} }) {
   const hasLegend = data.length > 1;
+  const height = layout.height + 90;
   const whole = {
     ...layout,
     paper_bgcolor: palette()("--chart-surface"),

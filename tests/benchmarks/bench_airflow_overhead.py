@@ -126,12 +126,9 @@ class Bench:
             work = (self._trained() - trained) / len(self.sites) / (rounds + 2)
             self.found.kinds["round"] += whole
             for kind in kinds:
-                names, load = (
-                    [f"{kind}-{block}-{number}" for number in range(rounds)],
-                    work if kind == "loaded" else 0.0,
-                )
+                load = work if kind == "loaded" else 0.0
                 with self._cpu(kind, rounds):
-                    empty = [self._empty_run(kind, name, work=load) for name in names]
+                    empty = [self._empty_run(kind, f"{kind}-{block}-{n}", work=load) for n in range(rounds)]
                 self.found.cpu[kind][-1] -= load * len(self.sites)  # computed by a child of Airflow, not by Airflow
                 self.found.kinds[kind] += empty
                 self.found.over[kind].append(statistics.median(whole) - statistics.median(empty))
