@@ -1,4 +1,4 @@
-"""Who gets into the admin, by which door, and people in it: stock forms, with the role."""
+"""Who may open the admin, how they sign in to it, and the accounts in it: stock forms plus the role."""
 
 from typing import Any
 
@@ -15,21 +15,21 @@ from knox.models import AuthToken
 from fedportal.accounts.models import User
 from fedportal.ui.permissions import OPERATORS_ONLY, require
 
-admin.site.unregister(Group)  # roles say what people may do; a second way would only confuse
-admin.site.unregister(AuthToken)  # knox's admin creates tokens for others and shows the digests
+admin.site.unregister(Group)  # roles say what people may do; groups would be a second way
+admin.site.unregister(AuthToken)  # knox's own admin creates tokens for others and shows digests
 admin.site.site_header = "fedportal"
 admin.site.site_title = "fedportal"
 admin.site.index_title = "Administration"
 
 
 def is_open_to(request: HttpRequest) -> bool:
-    """Say whether somebody gets into the admin: operators do, by their role alone."""
+    """Say whether the visitor may use the admin: operators may, by their role alone."""
     return request.user.is_active and request.user.is_operator
 
 
 @login_not_required
 def sign_in(request: HttpRequest) -> HttpResponse:
-    """Lead to the portal's own page, for there is one. Who is signed in and no operator is told so, as everywhere."""
+    """Redirect to the portal's own sign-in page. Somebody signed in who is not an operator gets 403, as everywhere."""
     require(request.user.is_anonymous or is_open_to(request), OPERATORS_ONLY)
     return redirect_to_login(request.GET.get("next", reverse("admin:index")))
 
@@ -40,9 +40,9 @@ admin.site.login = sign_in
 
 @admin.register(User)
 class UserAdmin(StockUserAdmin):
-    """People. Guarded as ``services.change_user`` guards them."""
+    """People, with the same rules as in ``services.change_user``."""
 
-    add_form = UserCreationForm  # who has no password cannot sign in: there is no other way
+    add_form = UserCreationForm  # always with a password: there is no other way to sign in
     list_display = ["username", "name", "role", "is_active", "last_login"]
     list_filter = ["role", "is_active"]
     fieldsets = [
@@ -52,7 +52,7 @@ class UserAdmin(StockUserAdmin):
             "What this person may do",
             {
                 "fields": ["role", "is_active", "is_superuser"],
-                "description": "The role decides. A superuser is an operator whose account other operators cannot change.",
+                "description": "The role decides what this person may do. Only superusers can change a superuser's account.",
             },
         ),
         ("Dates", {"fields": ["last_login", "date_joined"]}),
@@ -72,7 +72,7 @@ class UserAdmin(StockUserAdmin):
         fieldsets = super().get_fieldsets(request, obj)
         if obj is None or self.has_change_permission(request, obj):
             return fieldsets
-        return [(None, {"fields": ["username"]}), *fieldsets[1:]]  # the password comes with a button to reset it
+        return [(None, {"fields": ["username"]}), *fieldsets[1:]]  # the password field has a button to reset it
 
     def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> list[str]:
         if obj is None:
@@ -94,7 +94,7 @@ class UserAdmin(StockUserAdmin):
 
 @admin.register(AuthToken)
 class TokenAdmin(admin.ModelAdmin):
-    """Operators see whose tokens exist and revoke them; only their owners create them (profile page)."""
+    """Operators see everybody's tokens and can delete them. Only owners create them, on their profile page."""
 
     list_display = ["begins_with", "user", "created", "expiry"]
     list_select_related = ["user"]

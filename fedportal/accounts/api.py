@@ -1,4 +1,4 @@
-"""The API of the own account: who am I, my password, my tokens."""
+"""The API of one's own account: who am I, my password, my tokens."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PasswordSerializer(StrictSerializer):
 
 
 class TokenSerializer(serializers.ModelSerializer):
-    """An API token. ``key``: the first characters of its secret; ``expires_at`` is null for one that never expires."""
+    """An API token. ``key`` is the beginning of its secret; ``expires_at`` is null if it never expires."""
 
     key = serializers.CharField(source="token_key", read_only=True)
     created_at = serializers.DateTimeField(source="created", read_only=True)
@@ -54,23 +54,23 @@ class TokenSerializer(serializers.ModelSerializer):
 
 class TokenOrderSerializer(StrictSerializer):
     days = serializers.ChoiceField(
-        TokenForm.base_fields["days"].choices, help_text="How long it is valid; 0: until it is deleted."
+        TokenForm.base_fields["days"].choices, help_text="Days until it expires; 0 means never."
     )
 
 
 class NewTokenSerializer(TokenSerializer):
-    """A new token with its secret, which nobody can read again."""
+    """A new token with its secret, which cannot be read again."""
 
-    token = serializers.CharField(help_text="Send it as ``Authorization: Token …``.")
+    token = serializers.CharField(help_text="Send it in the header ``Authorization: Token …``.")
 
     class Meta(TokenSerializer.Meta):
         fields = [*TokenSerializer.Meta.fields, "token"]
 
 
 @extend_schema(tags=ACCOUNT)
-@extend_schema_view(patch=extend_schema(description="Change one's own name and address."))
+@extend_schema_view(patch=extend_schema(description="Change your name and email address."))
 class MeView(generics.RetrieveUpdateAPIView):
-    """The person whom the credentials of this request belong to."""
+    """Show your own account."""
 
     serializer_class = MeSerializer
     http_method_names = ["get", "patch", "head", "options"]
@@ -82,7 +82,7 @@ class MeView(generics.RetrieveUpdateAPIView):
 class MyPasswordView(APIView):
     @extend_schema(tags=ACCOUNT, request=PasswordSerializer, responses={204: None})
     def post(self, request: Request) -> Response:
-        """Change one's own password. Other sessions end; tokens stay as they are."""
+        """Change your password. Your other sessions end; your API tokens stay valid."""
         asked = PasswordSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
         old, new = asked.validated_data["old_password"], asked.validated_data["new_password"]
@@ -97,12 +97,12 @@ class MyPasswordView(APIView):
 class MyTokensView(APIView):
     @extend_schema(tags=ACCOUNT, responses=TokenSerializer(many=True))
     def get(self, request: Request) -> Response:
-        """One's own tokens, newest first; never their secrets."""
+        """List your API tokens, newest first, without their secrets."""
         return Response(tokens_of(request.user))
 
     @extend_schema(tags=ACCOUNT, request=TokenOrderSerializer, responses={201: NewTokenSerializer})
     def post(self, request: Request) -> Response:
-        """Create a token. Its secret is in this answer and nowhere else."""
+        """Create an API token. This response is the only one that contains its secret."""
         order = TokenOrderSerializer(data=request.data)
         order.is_valid(raise_exception=True)
         row, secret = services.create_token(request.user, days=int(order.validated_data["days"]))
@@ -113,7 +113,7 @@ class MyTokensView(APIView):
 class MyTokenView(APIView):
     @extend_schema(tags=ACCOUNT, responses={204: None})
     def delete(self, request: Request, key: str) -> Response:
-        """Delete one's own token; programs that use it are refused from now on."""
+        """Delete one of your API tokens. Programs that use it lose access at once."""
         return delete_token_of(request.user, key)
 
 

@@ -1,4 +1,4 @@
-"""API addresses of the own account and of people, under ``/api/``."""
+"""API addresses of one's own account and of people, under ``/api/``."""
 
 from django.urls import include, path
 from rest_framework.routers import SimpleRouter

@@ -5,4 +5,4 @@ class AccountsConfig(AppConfig):
     name = "fedportal.accounts"
 
     def ready(self) -> None:
-        apps.get_app_config("knox").verbose_name = "API"  # what operators read in the admin
+        apps.get_app_config("knox").verbose_name = "API"  # the heading in the admin

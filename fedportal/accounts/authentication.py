@@ -1,4 +1,4 @@
-"""Who is asking: a person with a password, of which nobody gets to try very many, or a program with a token."""
+"""Who is asking: a person with a password, with a limit on wrong ones, or a program with a token."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from fedportal.accounts.models import User, WrongPasswords
 logger = logging.getLogger(__name__)
 
 PAUSE = 15 * 60
-"""Seconds after the first wrong password in which so many more are looked at and no others."""
+"""Seconds, counted from the first wrong password, for which the limits below hold."""
 MOST_HERE, MOST_OF_ACCOUNT, MOST_OF_ADDRESS = 10, 50, 100
-"""Wrong passwords for an account from one address, for an account, from one address: a hospital has one for all."""
+"""Most wrong passwords for an account from one address, for an account, from one address (a whole hospital may share one)."""
 
 
 class PatientBackend(ModelBackend):
-    """Django's passwords, until too many were wrong. Then even the right one is refused, without a look at it.
+    """Django's passwords, until too many were wrong. Then even the right one is refused, unchecked.
 
-    It counts in the database, for all processes of the portal together (docs/decisions/0106).
+    Counts are kept in the database, for all processes of the portal together (docs/decisions/0106).
     """
 
     def authenticate(
@@ -41,13 +41,13 @@ class PatientBackend(ModelBackend):
         if person is None:
             _count(request, username)
         else:
-            own = list(_limits(request, username))[:-1]  # not what the address did to other accounts
+            own = list(_limits(request, username))[:-1]  # not what this address tried on other accounts
             WrongPasswords.objects.filter(name__in=own).delete()
         return person
 
 
 def is_paused(request: HttpRequest | None, username: str | None) -> bool:
-    """Say whether nobody signs in to this account from there at the moment."""
+    """Say whether signing in to this account from this address is paused."""
     limits = _limits(request, username)
     recent = WrongPasswords.objects.filter(name__in=limits, since__gt=_forgotten())
     return any(count >= limits[name] for name, count in recent.values_list("name", "count"))
@@ -57,7 +57,7 @@ def _count(request: HttpRequest | None, username: str | None) -> None:
     limits = _limits(request, username)
     WrongPasswords.objects.filter(since__lte=_forgotten()).delete()
     WrongPasswords.objects.bulk_create([WrongPasswords(name=name) for name in limits], ignore_conflicts=True)
-    for name in limits:  # one by one: two guesses at once would lock each other's rows
+    for name in limits:  # one by one: two guesses at once would deadlock
         WrongPasswords.objects.filter(name=name).update(count=F("count") + 1)
     counts = dict(WrongPasswords.objects.filter(name__in=limits).values_list("name", "count"))
     for name, most in limits.items():
@@ -66,12 +66,12 @@ def _count(request: HttpRequest | None, username: str | None) -> None:
 
 
 def _forgotten() -> datetime:
-    """Return the time before which whatever began is over."""
+    """Return the time before which counts are forgotten."""
     return timezone.now() - timedelta(seconds=PAUSE)
 
 
 def _limits(request: HttpRequest | None, username: str | None) -> dict[str, int]:
-    """Return counter → how far it may go; the address's own one comes last."""
+    """Return each counter's name and limit; the address's own counter comes last."""
     account, address = username or "", _address(request)
     return {
         _name(account, address): MOST_HERE,
@@ -81,12 +81,12 @@ def _limits(request: HttpRequest | None, username: str | None) -> dict[str, int]
 
 
 def _name(*parts: str) -> str:
-    """Return the name of a counter: of one length, and nobody reads from it who was guessed at."""
+    """Return the name of a counter: a digest, so that it has a fixed length and does not reveal the account."""
     return hashlib.sha256("\0".join(parts).encode(errors="replace")).hexdigest()
 
 
 def _address(request: HttpRequest | None) -> str:
-    """Return where a request comes from; of IPv6 the network, since everybody there has addresses without end."""
+    """Return the address a request comes from; for IPv6 its network, since one person has many addresses there."""
     text = request.META.get("REMOTE_ADDR", "") if request is not None else ""
     try:
         address = ipaddress.ip_address(text)
@@ -98,7 +98,7 @@ def _address(request: HttpRequest | None) -> str:
 
 
 class PortalTokenAuthentication(TokenAuthentication):
-    """Tokens of the API. What cannot be one, as its letters show, is refused like any other wrong one."""
+    """API tokens. One that is not ASCII is refused like any other wrong one."""
 
     def authenticate_credentials(self, token: bytes) -> tuple[User, Any]:
         if not token.isascii():
@@ -107,6 +107,6 @@ class PortalTokenAuthentication(TokenAuthentication):
 
 
 class PortalTokenScheme(KnoxTokenScheme):
-    """How the API's page tells of them."""
+    """How the OpenAPI page describes them."""
 
     target_class = PortalTokenAuthentication

@@ -1,4 +1,4 @@
-"""Forms of sign-in and the own account."""
+"""The forms for signing in and for one's own account."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ class TokenForm(forms.Form):
         choices=[("30", "30 days"), ("90", "90 days"), ("365", "One year"), ("0", "Until I delete it")],
         coerce=int,
         initial="90",
-        help_text="A token can do everything that you can do. Give it no longer life than it needs.",
+        help_text="A token can do everything you can do. Choose the shortest time that is enough.",
     )

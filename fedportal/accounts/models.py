@@ -22,19 +22,19 @@ class People(UserManager):
     def create_superuser(
         self, username: str, email: str | None = None, password: str | None = None, **fields: Any
     ) -> User:
-        """Create a superuser, who is an operator: ``manage.py createsuperuser`` makes the first one."""
+        """Create a superuser, who is an operator. ``manage.py createsuperuser`` creates the first one."""
         return super().create_superuser(username, email, password, **{"role": Role.OPERATOR, **fields})
 
 
 class User(AbstractUser):
-    """A person. The role says what the pages offer and whom the admin lets in; ``is_staff`` and permissions are not used."""
+    """A person. The role decides what the pages offer and who may use the admin; ``is_staff`` and permissions are not used."""
 
     role = models.CharField(
         max_length=16,
         choices=Role,
         default=Role.RESEARCHER,
-        help_text="Researchers compose experiments, stewards answer for a site's data, operators manage the portal, "
-        "auditors read everything and change nothing.",
+        help_text="Researchers compose experiments, stewards are responsible for a site's data, operators manage the "
+        "portal, auditors read everything and change nothing.",
     )
 
     objects = People()
@@ -53,7 +53,7 @@ class User(AbstractUser):
         return self.is_operator or self.role == Role.AUDITOR
 
     def has_perm(self, perm: str, obj: Any = None) -> bool:
-        """Operators may do all that the admin offers, others nothing of it."""
+        """Operators may do everything in the admin, others nothing."""
         return self.is_active and self.is_operator
 
     def has_module_perms(self, app_label: str) -> bool:
@@ -64,9 +64,9 @@ class User(AbstractUser):
 
 
 class WrongPasswords(models.Model):
-    """How many passwords were wrong since the first of them: of an account, from an address, or both.
+    """How many passwords were wrong since the first of them: for an account, from an address, or both.
 
-    ``name`` is a digest of which. Rows are forgotten after a while (``accounts/authentication.py``).
+    ``name`` is a digest of which. Rows are deleted after a while (``accounts/authentication.py``).
     """
 
     name = models.CharField(max_length=64, primary_key=True)

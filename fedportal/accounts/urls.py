@@ -1,4 +1,4 @@
-"""Addresses of sign-in and the own account, under ``/accounts/``."""
+"""Addresses for signing in and for one's own account, under ``/accounts/``."""
 
 from django.urls import path
 

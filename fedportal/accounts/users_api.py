@@ -1,4 +1,4 @@
-"""The API of people, for operators: who may sign in and as what. Passwords go in and never come out."""
+"""The API of people, for operators: who may sign in, and with which role. Passwords are write-only."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fedportal.ui.serializers import StrictSerializer
 
 
 class UserSerializer(StrictSerializer, serializers.ModelSerializer):
-    """A person. ``is_active`` false closes the account.
+    """A person. Setting ``is_active`` to false closes the account.
 
-    Without a ``password`` a new person cannot sign in until one is set.
+    A new person without a ``password`` cannot sign in until one is set.
     """
 
     password = serializers.CharField(write_only=True, required=False, trim_whitespace=False, max_length=128)
@@ -37,7 +37,7 @@ class UserSerializer(StrictSerializer, serializers.ModelSerializer):
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if self.instance and attrs.get("username", self.instance.username) != self.instance.username:
             raise serializers.ValidationError(
-                {"username": ["The user name cannot change: the journal names people by it."]}
+                {"username": ["A user name cannot be changed: the journal names people by it."]}
             )
         if "password" in attrs:
             person = self.instance or User(**{name: value for name, value in attrs.items() if name != "password"})
@@ -50,7 +50,7 @@ class UserSerializer(StrictSerializer, serializers.ModelSerializer):
 
 @extend_schema(tags=["users"])
 class UserViewSet(viewsets.GenericViewSet):
-    """People of the portal (operators). Accounts are closed, never deleted: the journal names them."""
+    """The portal's people (operators). Accounts are closed, never deleted: the journal names them."""
 
     queryset = User.objects.order_by("username")
     serializer_class = UserSerializer
@@ -59,24 +59,24 @@ class UserViewSet(viewsets.GenericViewSet):
     lookup_value_regex = "[^/]+"
 
     def list(self, request: Request) -> Response:
-        """People of the portal (operators)."""
+        """List the portal's people (operators)."""
         page = self.paginate_queryset(self.get_queryset())
         return self.get_paginated_response(self.get_serializer(page, many=True).data)
 
     def retrieve(self, request: Request, username: str) -> Response:
-        """One person (operators)."""
+        """Show one person (operators)."""
         return Response(self.get_serializer(self.get_object()).data)
 
     @extend_schema(responses={201: UserSerializer})
     def create(self, request: Request) -> Response:
-        """Add a person (operators). Without a password nobody can sign in with the account until one is set."""
+        """Add a person (operators). Without a password, nobody can sign in to the account until one is set."""
         form = self.get_serializer(data=request.data)
         form.is_valid(raise_exception=True)
         person = services.create_user(**form.validated_data)
         return Response(self.get_serializer(person).data, status=status.HTTP_201_CREATED)
 
     def partial_update(self, request: Request, username: str) -> Response:
-        """Change a person: only what is sent is changed. A new password ends the person's sessions."""
+        """Change a person (operators). Only the fields that you send change. A new password ends the person's sessions."""
         person = self.get_object()
         form = self.get_serializer(person, data=request.data, partial=True)
         form.is_valid(raise_exception=True)
@@ -86,11 +86,11 @@ class UserViewSet(viewsets.GenericViewSet):
     @extend_schema(responses=TokenSerializer(many=True))
     @action(detail=True, pagination_class=None)
     def tokens(self, request: Request, username: str) -> Response:
-        """The person's API tokens; never their secrets."""
+        """List a person's API tokens, without their secrets (operators)."""
         return Response(tokens_of(self.get_object()))
 
     @extend_schema(responses={204: None}, parameters=[OpenApiParameter("key", str, OpenApiParameter.PATH)])
     @action(detail=True, methods=["delete"], url_path="tokens/(?P<key>[^/]+)", url_name="token")
     def token(self, request: Request, username: str, key: str) -> Response:
-        """Delete a token of the person; programs that use it are refused from now on."""
+        """Delete a person's API token (operators). Programs that use it lose access at once."""
         return delete_token_of(self.get_object(), key)

@@ -1,4 +1,4 @@
-"""Pages of sign-in and the own account."""
+"""The pages for signing in and for one's own account."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _profile_page(request: HttpRequest, **more: object) -> HttpResponse:
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def profile(request: HttpRequest) -> HttpResponse:
-    """Show and change one's own name and address; the tokens are shown, too. The role is the operators' to change."""
+    """Show and change one's own name and email address; list the API tokens. Only operators change roles."""
     if request.method != "POST":
         return _profile_page(request)
     form = ProfileForm(request.POST, instance=request.user)
@@ -71,7 +71,7 @@ def profile(request: HttpRequest) -> HttpResponse:
 @sensitive_variables("secret")
 @require_POST
 def create_token(request: HttpRequest) -> HttpResponse:
-    """Create a token and show its secret in this one answer: it is stored nowhere, so not in a message either."""
+    """Create a token and show its secret in this response only: it is stored nowhere, not even in a message."""
     form = TokenForm(request.POST)
     if not form.is_valid():
         return _profile_page(request, token_form=form)
@@ -83,5 +83,5 @@ def create_token(request: HttpRequest) -> HttpResponse:
 def delete_token(request: HttpRequest, token_key: str) -> HttpResponse:
     if not services.delete_token(request.user, token_key=token_key):
         raise Http404
-    messages.success(request, "The token is deleted; programs that use it are refused from now on.")
+    messages.success(request, "The token is deleted. Programs that use it no longer have access.")
     return redirect("accounts:profile")

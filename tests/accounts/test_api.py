@@ -1,8 +1,11 @@
 """The API of accounts: one's own, and, for operators, everybody's."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from django.db import connection
 from knox.models import AuthToken
 from rest_framework.test import APIClient
 
@@ -128,6 +131,31 @@ def test_the_eleventh_token_is_refused(api):
         services.create_token(User.objects.get(username="ada"), days=30)
     answer = api.post("/api/me/tokens/", {"days": 0}, format="json")
     assert (answer.status_code, AuthToken.objects.count()) == (409, services.MAX_TOKENS)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_tokens_created_at_once_the_eleventh_is_refused(monkeypatch):
+    person = ada()
+    for _ in range(services.MAX_TOKENS - 1):
+        services.create_token(person, days=30)
+    create = AuthToken.objects.create
+
+    def create_slowly(*values, **more):
+        time.sleep(0.3)  # the other one could count meanwhile
+        return create(*values, **more)
+
+    def outcome(_):
+        try:
+            services.create_token(person, days=30)
+        except services.TooManyTokens:
+            return "refused"
+        finally:
+            connection.close()
+        return "created"
+
+    monkeypatch.setattr(AuthToken.objects, "create", create_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(outcome, range(2))) == ["created", "refused"]
 
 
 def test_the_token_of_another_is_not_found(api):

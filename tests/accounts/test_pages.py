@@ -215,7 +215,7 @@ def test_the_eleventh_token_is_refused_in_words(client):
     profile = "http://testserver/accounts/profile/"
     answer = client.post("/accounts/tokens/create/", {"days": "30"}, headers={"referer": profile}, follow=True)
     assert person.auth_token_set.count() == services.MAX_TOKENS
-    assert "You have ten API tokens already." in answer.content.decode()
+    assert "You already have ten API tokens." in answer.content.decode()
 
 
 # --- admin ------------------------------------------------------------------------------------------
