@@ -1,4 +1,4 @@
-"""Polling sites and their jobs in the admin: to be looked at, when a site's people ask what the portal has heard."""
+"""Polling sites and their jobs in the admin, read-only: what the portal has heard from a site."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How large a body may be, said before any of it is kept.
+"""Limits the size of a request's body before any of it is stored.
 
-Django's ASGI handler writes a whole body to the disk before a view looks at who sends it: of a stranger, too, and the
-relay takes files of gigabytes (docs/decisions/0107).
+Django's ASGI handler writes the whole body to disk before a view can check who sent it, even for strangers, and the
+relay accepts files of gigabytes (docs/decisions/0107).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fedportal.relay.views import MAX_POLL, site_of_token
 from fedportal.ui.errors import TOO_LARGE
 
 LENGTH = re.compile(rb"[0-9]{1,19}")
-NO_LENGTH = "The header Content-Length is no number of bytes."
+NO_LENGTH = "The Content-Length header is not a number of bytes."
 
 MOST = MAX_POLL + 2**20
-"""Bytes of any other body: nothing is larger than a poll."""
+"""Bytes of any body but a relayed file: nothing is larger than a poll."""
 FILES = "/remote/minio-presigned-url"
 
 Message = MutableMapping[str, Any]
@@ -31,12 +31,12 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 class TooMuch(Exception):
-    """More came than was announced, or than is taken."""
+    """The body is larger than allowed."""
 
 
 class BodyLimit:
-    """An ASGI application that answers 413 to a body that is too large, and 400 to one of no length. Of a stranger's file
-    it reads nothing."""
+    """ASGI middleware that answers 413 to a body that is too large and 400 to an invalid length. It reads nothing of a
+    stranger's file."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -47,7 +47,7 @@ class BodyLimit:
         if settings.FEDPORTAL_FILE_RELAY and scope["path"].endswith(FILES):
             token = headers.get(b"federatedauthorization", b"").decode("latin-1")
             if not await database_sync_to_async(_is_known)(token):
-                return await self._app(scope, _without_body(receive), send)  # the view says who may
+                return await self._app(scope, _without_body(receive), send)  # the view refuses it
             most = files.MAX_FILE
         announced = headers.get(b"content-length", b"0")
         if not LENGTH.fullmatch(announced):
@@ -92,7 +92,7 @@ def _without_body(receive: Receive) -> Receive:
             is_told = True
             return {"type": "http.request", "body": b"", "more_body": False}
         while (message := await receive())["type"] != "http.disconnect":
-            pass  # what still comes is let fall
+            pass  # drop whatever still arrives
         return message
 
     return nothing

@@ -1,8 +1,8 @@
-"""Carry files between the object store and sites that reach nothing but the portal.
+"""Relay files between the object store and sites that can reach nothing but the portal.
 
-Kaapana's sites name an object by the path and query of a presigned address. The portal forwards it to its own store
-and to nothing else, for objects of that site only, piece by piece: no body is ever held whole. The store itself
-judges signature and expiry, and its answer is passed on as it is.
+Kaapana's sites name an object by the path and query of a presigned address. The portal forwards the request to its own
+store only, for objects of that site only, and piece by piece: it never holds a whole file. The store itself checks the
+signature and expiry, and its answer is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from trainer.contract import ROOT
 
 CHUNK = 256 * 1024
 MAX_FILE = 5 * 1024**3
-"""Bytes that S3 takes in one PUT."""
+"""The most bytes that S3 accepts in one PUT."""
 MAX_HEAD = 8 * 1024
 PASSED_ON = ("Content-Type", "ETag", "Last-Modified", "Content-Range", "Accept-Ranges")
-"""Headers of the store's answer that a site gets, beside the length."""
+"""Headers of the store's answer that a site gets, besides the length."""
 
 _OWN = re.compile(
     rf"{ROOT}/(?P<experiment>[a-z0-9]{{4,10}})/r[0-9]{{5}}/(?P<site>[a-z][a-z0-9-]*)/a[0-9]{{1,2}}/[a-z.-]+\Z"
@@ -41,19 +41,19 @@ _BOUNDARY = re.compile(r'multipart/form-data;\s*boundary="?([0-9A-Za-z\'()+_,./:
 
 
 class NotTheirs(DomainError):
-    """This is no object that the site may read or write."""
+    """The site may not read or write this object."""
 
     status = HTTPStatus.FORBIDDEN
 
 
 class TooLarge(DomainError):
-    """The file is larger than the store takes at once."""
+    """The file is larger than the object store accepts."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 class CutOff(DomainError):
-    """The file did not arrive whole, so nothing was stored."""
+    """The file arrived incomplete, so nothing was stored. Send it again."""
 
     status = HTTPStatus.BAD_REQUEST
 
@@ -74,7 +74,7 @@ class Readable(Protocol):
 
 
 def download(site: Site, target: str, wanted: str) -> HttpResponse:
-    """Answer with the object that a presigned path names; ``wanted`` is the Range header, for broken downloads."""
+    """Answer with the object that a presigned path names; ``wanted`` is the Range header, to resume a download."""
     require_theirs(site, target, may_read=True)
     headers = {"Range": wanted} if _RANGE.match(wanted) else {}
     found = object_store().carry("GET", target, headers=headers)
@@ -91,15 +91,15 @@ def download(site: Site, target: str, wanted: str) -> HttpResponse:
 def upload(site: Site, target: str, body: Readable, *, content_type: str, length: int) -> str:
     """Store the file of a multipart form under a presigned path; return the object's ETag.
 
-    Kaapana sends one part, named ``file``. Its size follows from the length of the whole body, so the store is told it
-    in advance, and a body that breaks off leaves nothing behind.
+    Kaapana sends one part, named ``file``. Its size follows from the length of the whole body, so the store knows it in
+    advance, and an interrupted upload leaves nothing behind.
     """
     require_theirs(site, target, may_read=False)
     if length > MAX_FILE:
         raise TooLarge
     found = _BOUNDARY.match(content_type)
     if found is None:
-        raise Malformed("Content-Type: a form with one file is expected")
+        raise Malformed("Content-Type: expected a form with one file")
     tail = f"\r\n--{found[1]}--\r\n".encode()
     head, rest = _read_head(body, f"--{found[1]}\r\n".encode())
     size = length - head - len(tail)
@@ -115,9 +115,9 @@ def upload(site: Site, target: str, body: Readable, *, content_type: str, length
 
 
 def require_theirs(site: Site, target: str, *, may_read: bool) -> None:
-    """Refuse a path that is not one of the portal's store, or not of this site.
+    """Refuse a path that is not in the portal's store, or does not belong to this site.
 
-    ``may_read``: global models of experiments in which the site takes part count, too, and those that it evaluates there.
+    With ``may_read``, the site may also read global models of experiments that it takes part in or evaluates.
     """
     parts = urlsplit(target)
     bucket, _, key = parts.path.removeprefix("/").partition("/")
@@ -143,22 +143,22 @@ def _is_evaluated_at(site: Site, key: str) -> bool:
 
 
 def _read_head(body: Readable, opening: bytes) -> tuple[int, bytes]:
-    """Read the part's own headers; return their length and what was read of the file beyond them."""
+    """Read the part's own headers; return their length and the beginning of the file that was read with them."""
     data = b""
     while b"\r\n\r\n" not in data:
         piece = body.read(1024)
         data += piece
         if not piece or len(data) > MAX_HEAD:
-            raise Malformed("body: a form with one file is expected")
+            raise Malformed("body: expected a form with one file")
     head, _, rest = data.partition(b"\r\n\r\n")
     if not head.startswith(opening) or b'name="file"' not in head:
-        raise Malformed("body: a form with one file, named file, is expected")
+        raise Malformed("body: expected a form with one file, named file")
     return len(head) + 4, rest
 
 
 def _content(body: Readable, begun: bytes, size: int, tail: bytes) -> Iterator[bytes]:
-    """Yield the file, its end held back until the form has ended where it should: an upload that is cut off or goes on
-    differently reaches the store some bytes short, and the store drops it."""
+    """Yield the file, but hold back its last bytes until the form has ended properly: of an upload that is cut off or
+    malformed, some bytes never reach the store, which then drops it."""
     held, left = begun, size + len(tail) - len(begun)
     while left > 0:
         piece = body.read(min(CHUNK, left))
@@ -175,7 +175,7 @@ def _content(body: Readable, begun: bytes, size: int, tail: bytes) -> Iterator[b
 
 
 async def _pieces(found: BaseHTTPResponse) -> AsyncIterator[bytes]:
-    """Yield the store's answer without holding it; the reading happens in threads, beside the event loop."""
+    """Yield the store's answer piece by piece; threads read it, so that the event loop is not blocked."""
     read = sync_to_async(lambda: found.read(CHUNK, decode_content=False), thread_sensitive=False)
     try:
         while piece := await read():
@@ -185,9 +185,9 @@ async def _pieces(found: BaseHTTPResponse) -> AsyncIterator[bytes]:
 
 
 def _refused(found: BaseHTTPResponse) -> HttpResponse:
-    """Pass on the store's status. Its words are not: they repeat parts of the presigned address."""
+    """Pass on the store's status but not its text, which repeats parts of the presigned address."""
     found.close()
     known: dict[int, str] = {403: "The address is not valid for this object, or has expired.", 404: "No such object."}
-    detail: Any = known.get(found.status, "The object store could not give the object.")
+    detail: Any = known.get(found.status, "The object store could not provide the object.")
     status = found.status if found.status in (403, 404, 416) else HTTPStatus.BAD_GATEWAY
     return JsonResponse({"detail": detail}, status=status)

@@ -1,4 +1,4 @@
-"""What the portal keeps for sites that poll it: what each has told of itself, and the jobs that wait for it."""
+"""What the portal stores for sites that poll it: what each site says about itself, and its jobs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from fedportal.sites.models import Site
 
 
 class RemoteInstance(models.Model):
-    """A polling site, as Kaapana calls it. Its token lies with the site's secrets; here is only what finds it."""
+    """A polling site; the name is Kaapana's. Its token is among the site's secrets; here is only a digest to look it up."""
 
     site = models.OneToOneField(Site, on_delete=models.CASCADE, related_name="remote_instance")
-    token_digest = models.CharField(max_length=64, unique=True, help_text="SHA-256 of the token of the site.")
-    allowed_dags = models.JSONField(default=dict, help_text="DAG → its forms, as the site advertises them.")
+    token_digest = models.CharField(max_length=64, unique=True, help_text="SHA-256 of the site's token.")
+    allowed_dags = models.JSONField(default=dict, help_text="DAG → its forms, as advertised by the site.")
     allowed_datasets = models.JSONField(
-        default=list, help_text="name, username and identifiers, which only the site itself can decrypt."
+        default=list, help_text="Names and identifiers; only the site itself can decrypt the identifiers."
     )
-    advert_sha256 = models.CharField(max_length=64, blank=True, help_text="Of what the site advertised last.")
-    automatic_update = models.BooleanField(default=False, help_text="The site polls by itself.")
-    automatic_workflow_execution = models.BooleanField(default=False, help_text="No steward confirms each run.")
-    dialect = models.CharField(max_length=8, blank=True, help_text="Which form of the protocol the site speaks.")
-    agent = models.CharField(max_length=80, blank=True, help_text="User-Agent of its polls.")
-    heard_at = models.DateTimeField(null=True, blank=True, help_text="Its last poll.")
-    clock_skew = models.FloatField(null=True, blank=True, help_text="Seconds that its clock is ahead.")
+    advert_sha256 = models.CharField(max_length=64, blank=True, help_text="SHA-256 of the site's latest advert.")
+    automatic_update = models.BooleanField(default=False, help_text="The site polls automatically.")
+    automatic_workflow_execution = models.BooleanField(
+        default=False, help_text="Runs start without confirmation by a steward."
+    )
+    dialect = models.CharField(max_length=8, blank=True, help_text="Which variant of the protocol the site uses.")
+    agent = models.CharField(max_length=80, blank=True, help_text="User-Agent of the site's polls.")
+    heard_at = models.DateTimeField(null=True, blank=True, help_text="When the site last polled.")
+    clock_skew = models.FloatField(null=True, blank=True, help_text="Seconds by which the site's clock is ahead.")
 
     class Meta:
         ordering = ["site"]
@@ -38,7 +40,7 @@ class RemoteInstance(models.Model):
 class RemoteJob(models.Model):
     """A run that a polling site fetches. The primary key is the job's number in the protocol.
 
-    ``conf`` holds presigned addresses, so it is encrypted, and emptied when the job is over.
+    ``conf`` contains presigned addresses, so it is encrypted, and emptied when the job has ended.
     """
 
     site = models.ForeignKey(Site, on_delete=models.CASCADE, related_name="remote_jobs")
@@ -47,11 +49,11 @@ class RemoteJob(models.Model):
     conf = EncryptedJSONField(default=dict, blank=True)
     state = models.CharField(max_length=16, default=JobState.QUEUED)
     description = models.TextField(blank=True, help_text="The site's own words.")
-    remote_run_id = models.CharField(max_length=250, blank=True, help_text="What the site's Airflow calls it.")
-    is_check = models.BooleanField(default=False, help_text="A look at the site, not a part of an experiment.")
+    remote_run_id = models.CharField(max_length=250, blank=True, help_text="Name of the run in the site's Airflow.")
+    is_check = models.BooleanField(default=False, help_text="A check of the site, not part of an experiment.")
     created_at = models.DateTimeField(default=timezone.now)
-    delivered_at = models.DateTimeField(null=True, blank=True, help_text="The last poll that it was handed out with.")
-    heard_at = models.DateTimeField(null=True, blank=True, help_text="The site's last report of it.")
+    delivered_at = models.DateTimeField(null=True, blank=True, help_text="When a poll last handed it out.")
+    heard_at = models.DateTimeField(null=True, blank=True, help_text="When the site last reported its state.")
     ended_at = models.DateTimeField(null=True, blank=True)
     abort_requested_at = models.DateTimeField(null=True, blank=True)
 

@@ -1,7 +1,7 @@
-"""The words of Kaapana's remote protocol: reading what a site sends, shaping what it is answered.
+"""The messages of Kaapana's remote protocol: reads what a site sends, builds what the portal answers.
 
 Two dialects are in use. ``poll`` (releases up to 0.6): the body of a poll is the site's advert, each state of a job
-comes with a call of its own. ``sync`` (later lines): advert and all states travel in one body, and so do aborts.
+comes with a call of its own. ``sync`` (later releases): advert and all states travel in one body, and so do aborts.
 Shapes were read from the public sources of kaapana-backend (``workflows/crud.py``, ``workflows/schemas.py``,
 ``workflows/routers/remote.py``). Unknown members are ignored, as Kaapana's own models do.
 """
@@ -22,16 +22,16 @@ Dialect = Literal["poll", "sync"]
 MOST_JOBS = 1000
 MOST_WORDS = 2000
 ALIASES = {"created": "pending", "success": "finished", "restart": "scheduled", "upstream_failed": "failed"}
-"""States that some versions have, and what they mean here."""
+"""States that some versions use, and what they mean here."""
 
 
 class Malformed(ValueError):
-    """What was sent is not of this protocol. The message is fit for the sender."""
+    """The message does not follow this protocol. The text is written for the sender."""
 
 
 @dataclass(frozen=True)
 class Advert:
-    """What a site tells of itself with every poll."""
+    """What a site says about itself with every poll."""
 
     instance_name: str
     allowed_dags: dict[str, Any]
@@ -47,7 +47,7 @@ class Advert:
 
 @dataclass(frozen=True)
 class JobReport:
-    """A state that a site reports of a job."""
+    """A job's state as a site reports it."""
 
     job_id: int
     state: JobState
@@ -57,7 +57,7 @@ class JobReport:
 
 @dataclass(frozen=True)
 class Poll:
-    """One poll. ``wanted``: the state of the jobs that the site asks for."""
+    """One poll. ``wanted`` is the state of the jobs that the site asks for."""
 
     dialect: Dialect
     advert: Advert
@@ -71,12 +71,12 @@ def read_poll(body: Any, query: Mapping[str, str]) -> Poll:
     if "client_to_remote_instance" in document:
         reports = document.get("client_to_remote_jobs") or []
         if not isinstance(reports, list) or len(reports) > MOST_JOBS:
-            raise Malformed(f"client_to_remote_jobs: a list of at most {MOST_JOBS} is expected")
+            raise Malformed(f"client_to_remote_jobs: expected a list of at most {MOST_JOBS}")
         return Poll("sync", _advert(document["client_to_remote_instance"]), tuple(map(read_report, reports)))
     advert = _advert(document)
     claimed = query.get("instance_name", advert.instance_name)
     if claimed != advert.instance_name:
-        raise Malformed("instance_name: address and body name different instances")
+        raise Malformed("instance_name: the address and the body name different instances")
     return Poll("poll", advert, wanted=query.get("status", "queued"))
 
 
@@ -85,7 +85,7 @@ def read_report(body: Any) -> JobReport:
     document = _object(body, "job")
     number, status = document.get("job_id"), str(document.get("status") or "pending")
     if isinstance(number, bool) or not isinstance(number, int) or not 0 < number < 2**63:
-        raise Malformed("job_id: a positive whole number is expected")
+        raise Malformed("job_id: expected a positive whole number")
     try:
         state = JobState(ALIASES.get(status, status))
     except ValueError as error:
@@ -94,10 +94,10 @@ def read_report(body: Any) -> JobReport:
 
 
 def job_to_json(job: RemoteJob, dialect: Dialect) -> dict[str, Any]:
-    """Shape a job for a site.
+    """Describe a job to a site.
 
-    In the dialect ``poll`` the site's Airflow makes the run id: given one, Kaapana would look for a run of that name
-    at once, and call the job deleted.
+    In the dialect ``poll`` the site's Airflow chooses the run id: given one, Kaapana would at once look for a run of
+    that name and report the job as deleted.
     """
     aborts = job.abort_requested_at is not None
     return {
@@ -118,7 +118,7 @@ def job_to_json(job: RemoteJob, dialect: Dialect) -> dict[str, Any]:
 
 
 def workflow_to_json(job: RemoteJob, instance_name: str) -> dict[str, Any]:
-    """Shape the workflow around a job: one for each, so that a steward confirms or aborts exactly that."""
+    """Describe the workflow around a job: one each, so that a steward confirms or aborts exactly that job."""
     return {
         "workflow_id": job.run,
         "workflow_name": job.run,
@@ -129,14 +129,14 @@ def workflow_to_json(job: RemoteJob, instance_name: str) -> dict[str, Any]:
         "username": "fedportal",
         "status": None,
         "automatic_execution": False,
-        # a text, from which the site strips the braces
+        # a string; the site strips the braces
         "involved_kaapana_instances": "{" + instance_name + "}",
         **_times(job),
     }
 
 
 def instance_to_json(name: str) -> dict[str, Any]:
-    """Shape what the portal tells of itself: it runs nothing for others."""
+    """Describe the portal itself: it runs nothing for others."""
     return {
         "instance_name": name,
         "allowed_dags": {},
@@ -150,13 +150,13 @@ def _advert(body: Any) -> Advert:
     document = _object(body, "instance")
     name = document.get("instance_name")
     if not isinstance(name, str) or not 0 < len(name) <= 64:
-        raise Malformed("instance_name: a text of at most 64 characters is expected")
+        raise Malformed("instance_name: expected a text of at most 64 characters")
     dags = document.get("allowed_dags") or {}
     if isinstance(dags, list):
         dags = {str(dag): {} for dag in dags}
     datasets = document.get("allowed_datasets") or []
     if not isinstance(dags, dict) or not isinstance(datasets, list):
-        raise Malformed("allowed_dags is an object, allowed_datasets a list")
+        raise Malformed("expected an object as allowed_dags and a list as allowed_datasets")
     return Advert(
         instance_name=name,
         allowed_dags=dags,
@@ -170,14 +170,14 @@ def _dataset(body: Any) -> dict[str, Any]:
     document = {"name": body} if isinstance(body, str) else _object(body, "allowed_datasets")
     name, identifiers = document.get("name"), document.get("identifiers") or []
     if not isinstance(name, str) or not isinstance(identifiers, list):
-        raise Malformed("allowed_datasets: name and identifiers are expected")
-    # Kaapana escapes what passes its own backend: the name is for people, the identifiers go back as they came.
+        raise Malformed("allowed_datasets: expected name and identifiers")
+    # Kaapana escapes what passes through its backend: the name is for people, the identifiers go back unchanged.
     return {"name": html.unescape(name)[:120], "identifiers": [str(identifier) for identifier in identifiers]}
 
 
 def _object(body: Any, where: str) -> dict[str, Any]:
     if not isinstance(body, dict):
-        raise Malformed(f"{where}: an object is expected")
+        raise Malformed(f"{where}: expected an object")
     return body
 
 

@@ -1,17 +1,16 @@
-"""The queue of jobs of one site, for its connector: rows, read and written from the orchestrator's threads."""
+"""The job queue of one site, for its connector: rows, read and written from the orchestrator's threads."""
 
 from __future__ import annotations
 
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import close_old_connections, connection, transaction
+from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
 
@@ -24,6 +23,7 @@ from fedportal.experiments.models import Attempt
 from fedportal.experiments.store import object_store
 from fedportal.relay.models import RemoteInstance, RemoteJob
 from fedportal.sites.models import Site
+from fedportal.sites.threads import connection_of_a_thread
 from trainer.contract import (
     LOG_NAME,
     ROOT,
@@ -40,13 +40,13 @@ LOG_CHUNK = 256 * 1024
 MAX_LOG = 8 * 1024 * 1024
 REPORT_EVERY = timedelta(hours=12)
 REPORT_AGAIN = timedelta(minutes=5)
-"""A check that failed is tried again sooner."""
+"""A failed check is repeated sooner."""
 MAX_REPORT = 4 * 2**20
 PROBE_SIZE = 256 * 1024
 REPORT_URL_LIFETIME = timedelta(days=2)
 """A steward may confirm the run that describes the datasets on another day."""
 TAKEN_WITHIN = timedelta(seconds=30)
-"""A job that was handed out and not reported as taken after this time has not arrived."""
+"""A job that was handed out, but is not reported as taken within this time, has not arrived."""
 MAX_CONF = 1_000_000
 """Kaapana hands the conf to its pods as a ConfigMap, which Kubernetes limits to 1 MiB."""
 
@@ -59,13 +59,13 @@ class SiteQueue:
         self._store = store
 
     def put(self, run: str, *, dag_id: str, conf: Mapping[str, Any], dataset: str) -> bool:
-        with _rows():
+        with connection_of_a_thread():
             site = Site.objects.get(slug=self._slug)
             whole = {**conf, **self._data_form(site, dataset)}
             if len(json.dumps(whole)) > MAX_CONF:
                 raise SiteRefused(
-                    "The job is larger than Kaapana can take.",
-                    remedy="Offer the dataset in parts: a run's conf holds the identifiers of about 5,000 series.",
+                    "The job is too large for Kaapana.",
+                    remedy="Split the dataset: one run can name about 5,000 series.",
                 )
             _job, created = RemoteJob.objects.get_or_create(
                 run=run, defaults={"site": site, "dag_id": dag_id, "conf": whole}
@@ -73,15 +73,15 @@ class SiteQueue:
             return created
 
     def job(self, run: str) -> QueuedJob | None:
-        with _rows():
+        with connection_of_a_thread():
             job = RemoteJob.objects.defer("conf").filter(run=run, site__slug=self._slug).first()
         if job is None:
             return None
         return QueuedJob(job.status, job.description, job.abort_requested_at is not None)
 
     def cancel(self, run: str) -> None:
-        with _rows(), transaction.atomic():
-            # the job alone: a poll has the site's row already when it comes to its jobs
+        with connection_of_a_thread(), transaction.atomic():
+            # lock only the job: a poll locks the site's row before its jobs
             jobs = RemoteJob.objects.select_for_update(of=("self",))
             job = jobs.filter(run=run, site__slug=self._slug).first()
             if job is None or job.status.is_over:
@@ -93,8 +93,8 @@ class SiteQueue:
             job.save(update_fields=["abort_requested_at", "state", "ended_at", "conf"])
 
     def log(self, run: str, *, offset: int) -> LogChunk:
-        """Return the log that the trainer put into the store at its end: a polling site shows nothing before."""
-        with _rows():
+        """Return the log that the trainer stores when it ends: a polling site shows none before that."""
+        with connection_of_a_thread():
             attempt = Attempt.objects.select_related("site_run__round__experiment").filter(run=run).first()
         if attempt is None:
             return LogChunk("", offset)
@@ -111,7 +111,7 @@ class SiteQueue:
         return LogChunk(piece[:whole].decode(errors="replace"), offset + whole)
 
     def sighting(self) -> Sighting:
-        with _rows():
+        with connection_of_a_thread():
             seen = RemoteInstance.objects.filter(site__slug=self._slug).first()
         if seen is None or seen.heard_at is None:
             return Sighting()
@@ -126,10 +126,10 @@ class SiteQueue:
             skew=seen.clock_skew,
         )
 
-    # --- what the site's trainer says of itself -----------------------------------------------------
+    # --- what the site's trainer reports -----------------------------------------------------------
 
     def look(self, portal_url: str) -> Look:
-        with _rows():
+        with connection_of_a_thread():
             checks = RemoteJob.objects.defer("conf").filter(site__slug=self._slug, is_check=True).order_by("-pk")
             newest, finished = checks.first(), checks.filter(state=JobState.FINISHED).first()
             if newest is None or (newest.status.is_over and timezone.now() - newest.created_at > self._pause(newest)):
@@ -175,10 +175,10 @@ class SiteQueue:
             logger.warning("the report %s cannot be used: %s", run, error)
             return {}
 
-    # --- inside ------------------------------------------------------------------------------------
+    # --- internals ------------------------------------------------------------------------------------
 
     def _data_form(self, site: Site, dataset: str) -> dict[str, Any]:
-        """Name the dataset in Kaapana's way: the encrypted identifiers that the site itself has advertised."""
+        """Name the dataset as Kaapana does: by the encrypted identifiers that the site itself advertised."""
         seen = RemoteInstance.objects.filter(site=site).first()
         offered = next((d for d in (seen.allowed_datasets if seen else []) if d["name"] == dataset), None)
         if offered is None or not offered["identifiers"]:
@@ -186,22 +186,9 @@ class SiteQueue:
         return {"data_form": {"dataset_name": dataset, "identifiers": offered["identifiers"]}}
 
     def _may_have_started(self, job: RemoteJob) -> bool:
-        """Whether something may run at the site. What a steward has not confirmed does not, nor what nobody fetched."""
+        """Whether the job may be running at the site: not if nobody fetched it or a steward has yet to confirm it."""
         if job.status is JobState.QUEUED:
-            # Kaapana reports what it has taken in the same breath; an answer that it never got leaves nothing there.
+            # Kaapana reports at once what it has taken; an answer that it never received leaves nothing there.
             return job.delivered_at is not None and timezone.now() - job.delivered_at < TAKEN_WITHIN
         confirms = RemoteInstance.objects.filter(site=job.site_id, automatic_workflow_execution=False)
         return not (job.status is JobState.PENDING and confirms.exists())
-
-
-@contextmanager
-def _rows() -> Iterator[None]:
-    """Use the database from a thread that Django does not know of: no stale connection before, none left to rot."""
-    if connection.in_atomic_block:  # the caller's own transaction: its connection is fine, and not ours to close
-        yield
-        return
-    close_old_connections()
-    try:
-        yield
-    finally:
-        close_old_connections()

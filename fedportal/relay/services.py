@@ -28,31 +28,30 @@ from trainer.contract import ContractError, attempt_key, relay_token, site_key, 
 logger = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 50
-"""Jobs handed out with one poll at most; the others follow with the next."""
+"""The most jobs handed out with one poll; the others follow with the next."""
 CONTACT_EVERY = timedelta(minutes=1)
-"""A poll comes every five seconds; the site's page need not know each."""
+"""A poll comes every five seconds; the site's page does not need each one."""
 LEARN_EVERY = 1.0
-"""Seconds between two looks for new tokens that found none; a site's next poll comes five seconds later."""
+"""Least seconds between two searches for new tokens that find none; a site polls again after five seconds."""
 OPEN = (JobState.QUEUED, JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING)
-
 
 _learning = {"next": 0.0}
 
 
 class WrongToken(DomainError):
-    """FederatedAuthorization is missing, or belongs to no site of this portal."""
+    """The FederatedAuthorization header is missing, or its token belongs to no site of this portal."""
 
     status = HTTPStatus.UNAUTHORIZED
 
 
 class OtherInstance(DomainError):
-    """This token belongs to an instance of another name."""
+    """This token belongs to an instance with another name."""
 
     status = HTTPStatus.FORBIDDEN
 
 
 class UnknownJob(DomainError):
-    """There is no such job for this site."""
+    """This site has no such job."""
 
     status = HTTPStatus.NOT_FOUND
 
@@ -60,7 +59,7 @@ class UnknownJob(DomainError):
 def authenticate(token: str) -> RemoteInstance:
     """Return the polling site that a token belongs to. Raises :class:`WrongToken`.
 
-    The digest finds the row; the comparison with the site's present secret takes the same time wherever they differ.
+    The digest finds the row; the comparison with the site's current secret takes constant time.
     """
     if not 16 <= len(token) <= 200:
         raise WrongToken
@@ -79,9 +78,9 @@ def authenticate(token: str) -> RemoteInstance:
 
 
 def authenticate_run(token: str) -> Site:
-    """Return the site of a run that shows its own token, ``<run>.<relay_token>``. Raises :class:`WrongToken`.
+    """Return the site of a run that presents its own token, ``<run>.<relay_token>``. Raises :class:`WrongToken`.
 
-    Every trainer can make it, wherever its site is polled from, and it opens nothing but the relay for files.
+    Every trainer can make such a token, whatever its site's connector. It gives access to the file relay only.
     """
     run, _, mac = token.partition(".")
     found = re.fullmatch(rf"{CHECK_DAG}-(?P<site>[a-z0-9-]{{1,15}})-[0-9]+", run)
@@ -99,15 +98,15 @@ def authenticate_run(token: str) -> Site:
 
 
 def _find(digest: str) -> RemoteInstance | None:
-    # the advert may have megabytes, and is needed in few places
+    # the advert may be megabytes, and few callers need it
     rows = RemoteInstance.objects.defer("allowed_dags", "allowed_datasets").select_related("site")
     return rows.filter(token_digest=digest).first()
 
 
 def _learn_tokens() -> None:
-    """Bring the digests up to date with the tokens that sites have now; one that was replaced finds nothing more.
+    """Update the digests to the sites' current tokens; a replaced token no longer matches.
 
-    Every secret is decrypted for it, so who tries tokens must not make it happen as often as they like.
+    This decrypts every secret, so somebody trying out tokens must not be able to trigger it at will.
     """
     if time.monotonic() < _learning["next"]:
         return
@@ -124,7 +123,7 @@ def _learn_tokens() -> None:
 
 
 def require_name(instance: RemoteInstance, name: str) -> None:
-    """Refuse a name that is not the one this token was issued for."""
+    """Refuse an instance name that this token was not issued for."""
     if name != instance.site.config.get("instance_name"):
         logger.warning("the token of %s came with the name of another instance", instance.site.slug)
         raise OtherInstance
@@ -132,10 +131,10 @@ def require_name(instance: RemoteInstance, name: str) -> None:
 
 @transaction.atomic
 def poll(instance: RemoteInstance, message: Poll, *, agent: str = "", skew: float | None = None) -> dict[str, Any]:
-    """Book a poll and return its answer: the jobs that wait for the site.
+    """Record a poll and return its answer: the jobs that wait for the site.
 
-    A job is handed out until the site reports its state, so an answer that got lost costs nothing; Kaapana drops what
-    it has already.
+    A job is handed out until the site reports its state, so a lost answer does no harm; Kaapana ignores a job that it
+    already has.
     """
     require_name(instance, message.advert.instance_name)
     now = timezone.now()
@@ -181,7 +180,7 @@ def _book(instance: RemoteInstance, message: Poll, *, agent: str, skew: float | 
             "allowed_dags": advert.allowed_dags,
             "allowed_datasets": advert.allowed_datasets,
         }
-        # what a site allows now may be what its check missed
+        # a failed check may have missed what the site allows now
         Site.objects.filter(pk=instance.site_id, check_due_at__gt=now).update(check_due_at=now)
     RemoteInstance.objects.filter(pk=instance.pk).update(**fields)
     last = instance.site.last_contact_at
@@ -197,12 +196,12 @@ def _due(instance: RemoteInstance, message: Poll) -> list[RemoteJob]:
         jobs = jobs.filter(waits | ends)
     else:
         jobs = jobs.filter(state=message.wanted, abort_requested_at=None)
-    # locked, so that one that is cancelled at this moment is either not handed out or known to have been
+    # locked: a job cancelled at this moment is either not handed out or known to have been
     return list(jobs.select_for_update().order_by("pk")[:MOST_AT_ONCE])
 
 
 def report(instance: RemoteInstance, message: JobReport) -> RemoteJob:
-    """Book the state of a job that a site reports with a call of its own. Raises :class:`UnknownJob`."""
+    """Record a job's state that a site reports with a call of its own. Raises :class:`UnknownJob`."""
     now = timezone.now()
     with transaction.atomic():
         job = book_report(instance, message)
@@ -211,7 +210,7 @@ def report(instance: RemoteInstance, message: JobReport) -> RemoteJob:
 
 
 def book_report(instance: RemoteInstance, message: JobReport) -> RemoteJob:
-    """Book a state. One that comes late or twice changes nothing; the first end of a job stays its end."""
+    """Record a job's state. A late or repeated report changes nothing; the first final state stays."""
     job = RemoteJob.objects.select_for_update().filter(pk=message.job_id, site=instance.site_id).first()
     if job is None:
         raise UnknownJob
@@ -233,7 +232,7 @@ def book_report(instance: RemoteInstance, message: JobReport) -> RemoteJob:
 
 
 def find_job(instance: RemoteInstance, job_id: int) -> RemoteJob:
-    """Return a job of this site. Raises :class:`UnknownJob`, also for another site's."""
+    """Return a job of this site. Raises :class:`UnknownJob`, also for another site's job."""
     job = RemoteJob.objects.filter(pk=job_id, site=instance.site_id).first()
     if job is None:
         raise UnknownJob
@@ -246,17 +245,17 @@ def find_jobs(instance: RemoteInstance, state: str) -> list[RemoteJob]:
 
 
 def signal(instance: RemoteInstance, workflow_id: str, status: str) -> RemoteJob:
-    """Book that somebody at the site confirmed or aborted a workflow. Raises :class:`UnknownJob`."""
+    """Record that somebody at the site confirmed or aborted a workflow. Raises :class:`UnknownJob`."""
     job = RemoteJob.objects.filter(site=instance.site_id, run=workflow_id).first()
     if job is None:
         raise UnknownJob
     if status in ("abort", "aborted", "rejected", "deleted"):
-        return report(instance, JobReport(job.pk, JobState.ABORTED, description="The steward did not let it run."))
+        return report(instance, JobReport(job.pk, JobState.ABORTED, description="The steward rejected this run."))
     return job
 
 
 def wake(job: RemoteJob) -> None:
-    """Let the orchestrator look at once at what a job belongs to."""
+    """Make the orchestrator look at once at whatever this job belongs to."""
     attempt = Attempt.objects.select_related("site_run__round__experiment").filter(run=job.run).first()
     if attempt is not None:
         attempt.site_run.round.experiment.wake()

@@ -1,6 +1,6 @@
-"""The portal's side of Kaapana's remote protocol. A site is known by its token; nobody signs in here.
+"""The portal's side of Kaapana's remote protocol. Sites authenticate with their tokens; nobody signs in here.
 
-Answers have the shape of kaapana-backend's: JSON, and ``{"detail": …}`` for what is refused.
+Answers look like kaapana-backend's: JSON, and ``{"detail": …}`` for errors.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from trainer.contract import ContractError
 from trainer.contract.checks import read_json
 
 MAX_POLL = 16 * 1024 * 1024
-"""Bytes of a poll: 80,000 encrypted identifiers, several times what fits into a run's conf."""
+"""Most bytes of a poll: 80,000 encrypted identifiers, several times what fits into a run's conf."""
 MAX_REPORT = 64 * 1024
 
 
 class NoFilesHere(DomainError):
-    """This process of the portal relays no files (docs/kaapana-pull.md)."""
+    """This process of the portal does not relay files: see docs/kaapana-pull.md."""
 
     status = HTTPStatus.NOT_FOUND
 
@@ -41,13 +41,13 @@ Remote = Callable[[HttpRequest, Any], HttpResponse]
 
 
 class TooLarge(DomainError):
-    """The body is larger than this call takes."""
+    """The body is larger than this call accepts."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 def remote(who: Callable[[str], Any] = services.authenticate, **verbs: Remote) -> Callable[[HttpRequest], HttpResponse]:
-    """Make the view of one address: a function for each verb, called with whom the token belongs to (``who``)."""
+    """Make the view of one address from a function for each verb. ``who`` returns whom a token belongs to."""
 
     @csrf_exempt
     @login_not_required
@@ -56,14 +56,17 @@ def remote(who: Callable[[str], Any] = services.authenticate, **verbs: Remote) -
         if act is None:
             return HttpResponseNotAllowed([verb.upper() for verb in verbs])
         try:
-            # the token first: a stranger's body is not even looked at
+            # check the token first: a stranger's body is not even read
             return act(request, who(request.headers.get("FederatedAuthorization", "")))
         except DomainError as error:
             return JsonResponse({"detail": error.message}, status=error.status)
         except Malformed as error:
             return JsonResponse({"detail": str(error)}, status=HTTPStatus.UNPROCESSABLE_ENTITY)
         except StoreUnreachable:
-            return JsonResponse({"detail": "The object store does not answer."}, status=HTTPStatus.SERVICE_UNAVAILABLE)
+            return JsonResponse(
+                {"detail": "The object store is not answering. Try again in a minute."},
+                status=HTTPStatus.SERVICE_UNAVAILABLE,
+            )
         except StoreError as error:
             return JsonResponse({"detail": str(error)}, status=HTTPStatus.BAD_GATEWAY)
 
@@ -100,7 +103,7 @@ def _get_jobs(request: HttpRequest, instance: RemoteInstance) -> HttpResponse:
 def _put_workflow(request: HttpRequest, instance: RemoteInstance) -> HttpResponse:
     body = _body(request, MAX_REPORT)
     if not isinstance(body, dict) or not isinstance(body.get("workflow_id"), str):
-        raise Malformed("workflow_id: a text is expected")
+        raise Malformed("workflow_id: expected a text")
     job = services.signal(instance, body["workflow_id"], str(body.get("workflow_status") or ""))
     return JsonResponse(workflow_to_json(job, str(instance.site.config["instance_name"])))
 
@@ -125,7 +128,7 @@ def _post_file(request: HttpRequest, site: Site) -> HttpResponse:
 
 
 def site_of_token(token: str) -> Site:
-    """Return the site of a token: its Kaapana's, or that of one of its runs."""
+    """Return the site that a token belongs to: the token of its Kaapana or of one of its runs."""
     return services.authenticate_run(token) if "." in token else services.authenticate(token).site
 
 
@@ -150,18 +153,18 @@ def _body(request: HttpRequest, most: int) -> Any:
     try:
         return read_json(data)
     except ContractError as error:
-        raise Malformed(f"body: JSON is expected, and {error}") from error
+        raise Malformed(f"body: expected JSON, but {error}") from error
 
 
 def _number(request: HttpRequest) -> int:
     text = request.GET.get("job_id", "")
     if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise Malformed("job_id: a positive whole number is expected")
+        raise Malformed("job_id: expected a positive whole number")
     return int(text)
 
 
 def _skew(request: HttpRequest) -> float | None:
-    """Return by how many seconds the site's clock is ahead, where it tells the time."""
+    """Return by how many seconds the site's clock is ahead, if the site sends its time."""
     try:
         theirs = parsedate_to_datetime(request.headers.get("Date", ""))
     except ValueError:
@@ -172,5 +175,5 @@ def _skew(request: HttpRequest) -> float | None:
 
 
 def _without_conf(job: RemoteJob) -> dict[str, Any]:
-    """A job as these calls show it: its conf, with the presigned addresses, is given out by a poll only."""
+    """Describe a job without its conf: only a poll hands out the presigned addresses in it."""
     return {**job_to_json(job, "poll"), "run_id": job.remote_run_id or None, "conf_data": {}}

@@ -38,7 +38,7 @@ class _ReadOnlyInline(admin.TabularInline):
 
 class SiteCheckInline(_ReadOnlyInline):
     model = SiteCheck
-    verbose_name_plural = "Last checks"
+    verbose_name_plural = "Latest checks"
     fields = ["result", "at", "what_was_found"]
     readonly_fields = fields
 
@@ -49,11 +49,11 @@ class SiteCheckInline(_ReadOnlyInline):
 
     @admin.display
     def result(self, check: SiteCheck) -> SafeString:
-        return badge("good", "In order") if check.ok else badge("bad", "Problem")
+        return badge("good", "Passed") if check.ok else badge("bad", "Failed")
 
     @admin.display
     def what_was_found(self, check: SiteCheck) -> SafeString:
-        """The site's own words, and the remedy of the step that failed."""
+        """What each step found at the site, with a remedy if it failed."""
         rows = ((step["name"], step["message"], step["remedy"]) for step in check.steps)
         return format_html_join("", "<div><strong>{}</strong> {} <em>{}</em></div>", rows)
 
@@ -67,7 +67,7 @@ class DatasetInline(_ReadOnlyInline):
 
 @admin.register(Dataset)
 class DatasetAdmin(admin.ModelAdmin):
-    """What a check found, to look at; of which other datasets one is a copy, to say."""
+    """What a check found, read-only; operators can only say which other datasets one is a copy of."""
 
     form = CopiesForm
     list_display = ["name", "site", "title", "train_cases", "validation_cases", "is_available", "seen_at"]
@@ -81,7 +81,7 @@ class DatasetAdmin(admin.ModelAdmin):
     readonly_fields = [name for name in fields if name != "copy_of"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return False  # a check finds datasets
+        return False  # checks find datasets
 
     def has_delete_permission(self, request: HttpRequest, obj: Dataset | None = None) -> bool:
         return False
@@ -100,7 +100,7 @@ class SiteAdmin(admin.ModelAdmin):
     readonly_fields = ["health_badge", "last_contact_at", "check_due_at", "registered_at"]
 
     def kind_of(self, request: HttpRequest, site: Site | None) -> str:
-        """The connector whose fields the form has: of a new site the one chosen before."""
+        """The connector whose fields the form shows; for a new site, the one just chosen."""
         return site.connector if site else request.GET.get("connector", "")
 
     def get_form(self, request: HttpRequest, obj: Site | None = None, change: bool = False, **kwargs: Any) -> Any:
@@ -116,14 +116,18 @@ class SiteAdmin(admin.ModelAdmin):
             (connector.TITLE, {"fields": usual, "description": escape(words)}),
             *([("More settings", {"fields": advanced, "classes": ["collapse"]})] if advanced else []),
             ("People", {"fields": ["stewards", "contact"]}),
-            *([("Condition", {"fields": self.readonly_fields})] if obj else []),
+            *([("Status", {"fields": self.readonly_fields})] if obj else []),
         ]
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
         """Ask for the connector first: the form's fields depend on it."""
         if request.GET.get("connector") not in connectors():
             require(self.has_add_permission(request))
-            context = {**self.admin_site.each_context(request), "title": "How is the site reached?", "opts": self.opts}
+            context = {
+                **self.admin_site.each_context(request),
+                "title": "How does the portal reach the site?",
+                "opts": self.opts,
+            }
             return render(request, "admin/sites/site/choose.html", {**context, "cards": cards()})
         return super().add_view(request, form_url, extra_context)
 
@@ -132,7 +136,11 @@ class SiteAdmin(admin.ModelAdmin):
     ) -> HttpResponse:
         site = self.get_object(request, unquote(object_id))
         if site is not None and site.connector not in connectors():
-            self.message_user(request, f"This portal has no connector {site.connector} any more.", messages.ERROR)
+            self.message_user(
+                request,
+                f"This portal no longer has the connector “{site.connector}”. Choose another one.",
+                messages.ERROR,
+            )
             return redirect("sites:connector", site.slug)
         return super().change_view(request, object_id, form_url, extra_context)
 
@@ -140,7 +148,7 @@ class SiteAdmin(admin.ModelAdmin):
         return super().get_queryset(request).with_last_check()
 
     def has_delete_permission(self, request: HttpRequest, obj: Site | None = None) -> bool:
-        return False  # sites are retired: their history stays
+        return False  # sites are retired, not deleted: their history is kept
 
     def get_inlines(self, request: HttpRequest, obj: Site | None) -> list:
         return self.inlines if obj else []
@@ -149,7 +157,7 @@ class SiteAdmin(admin.ModelAdmin):
         obj.pk = form.store(by=request.user).pk
 
     def log_addition(self, *args: Any) -> None:
-        """The form has told the history already, as it does for the pages and the API."""
+        """The form has already written the history, as it does for the pages and the API."""
 
     log_change = log_addition
 
@@ -170,7 +178,7 @@ class SiteAdmin(admin.ModelAdmin):
         asked = queryset.active()
         for site in asked:
             services.request_check(site)
-        self.message_user(request, f"A check of {len(asked)} site(s) is requested.", messages.SUCCESS)
+        self.message_user(request, f"Checks requested: {len(asked)}.", messages.SUCCESS)
 
     def get_urls(self) -> list:
         own = path("<path:object_id>/check/", self.admin_site.admin_view(self.check_view), name="sites_site_check")

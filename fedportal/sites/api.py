@@ -1,6 +1,6 @@
-"""The API of the sites: read for everybody who is signed in, write for operators, check also for stewards.
+"""The sites' API: everybody who is signed in may read, operators may write, stewards may request checks.
 
-What is written goes through the same forms as on the pages.
+Input goes through the same forms as on the pages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fedportal.ui.serializers import StrictSerializer
 
 
 class StepSerializer(serializers.Serializer):
-    """One step of a check. ``ok`` is null where the step was not reached."""
+    """One step of a check. ``ok`` is null if the step was not reached."""
 
     name = serializers.CharField()
     ok = serializers.BooleanField(allow_null=True)
@@ -48,11 +48,11 @@ class SiteCheckSerializer(serializers.ModelSerializer):
 
 class DatasetNameSerializer(StrictSerializer):
     site = serializers.SlugField(source="site.slug", max_length=15, help_text="Short name of the site.")
-    dataset = serializers.CharField(source="name", max_length=120, help_text="Name of one of the site's datasets.")
+    dataset = serializers.CharField(source="name", max_length=120, help_text="Name of the dataset at that site.")
 
 
 class CopiesSerializer(StrictSerializer):
-    """Says of which datasets of other sites a dataset holds every case; checked by the same form as the page's."""
+    """The datasets of other sites whose every case this one holds. Checked by the same form as on the page."""
 
     copy_of = DatasetNameSerializer(many=True)
 
@@ -62,7 +62,7 @@ class CopiesSerializer(StrictSerializer):
             slug, dataset = name["site"]["slug"], name["name"]
             other = Dataset.objects.filter(site__slug=slug, site__is_pool=False, name=dataset).first()
             if other is None:
-                raise serializers.ValidationError(f"There is no dataset {dataset} at a site {slug}.")
+                raise serializers.ValidationError(f"There is no dataset {dataset} at the site {slug}.")
             found.append(other.pk)
         return found
 
@@ -74,22 +74,27 @@ class CopiesSerializer(StrictSerializer):
 
 
 class DatasetSerializer(serializers.ModelSerializer):
-    """Counts are cases; spacing in mm and shape in voxels are medians over the cases.
+    """Counts are cases; spacing (mm) and shape (voxels) are medians over the cases.
 
-    A count below ``fewer_than`` is null unless you are an operator or the site's steward.
+    A count below ``fewer_than`` is null unless you are an operator or one of the site's stewards.
     """
 
     train_cases = serializers.IntegerField(allow_null=True, read_only=True)
     validation_cases = serializers.IntegerField(allow_null=True, read_only=True)
     fewer_than = serializers.IntegerField(
-        allow_null=True, read_only=True, source="pk", help_text="The threshold, where a count is withheld; else null."
+        allow_null=True,
+        read_only=True,
+        source="pk",
+        help_text="Counts below this number are withheld; null if none is.",
     )
     channels = serializers.ListField(child=serializers.CharField(), read_only=True)
     labels = serializers.DictField(child=serializers.CharField(), read_only=True)
     spacing = serializers.ListField(child=serializers.FloatField(), read_only=True)
     shape = serializers.ListField(child=serializers.IntegerField(), read_only=True)
     problems = serializers.ListField(child=serializers.CharField(), read_only=True)
-    copy_of = DatasetNameSerializer(many=True, read_only=True, help_text="Datasets of which it holds every case.")
+    copy_of = DatasetNameSerializer(
+        many=True, read_only=True, help_text="Datasets of other sites whose every case this one holds."
+    )
 
     class Meta:
         model = Dataset
@@ -108,7 +113,7 @@ class DatasetSerializer(serializers.ModelSerializer):
 
 
 class FieldSerializer(serializers.Serializer):
-    """One value that a connector asks for. ``parts``: the members of a JSON object."""
+    """One value that a connector asks for. ``parts`` are the members of a JSON object."""
 
     name = serializers.CharField()
     label = serializers.CharField()
@@ -131,7 +136,7 @@ class FieldSerializer(serializers.Serializer):
 
 
 class ConnectorSerializer(serializers.Serializer):
-    """A way to reach a site, with what it asks for: secrets go to ``secrets``, everything else to ``config``."""
+    """A way to reach a site, and the values it needs: secrets go into ``secrets``, everything else into ``config``."""
 
     kind = serializers.CharField()
     title = serializers.CharField()
@@ -145,8 +150,8 @@ class ConnectorSerializer(serializers.Serializer):
 
 
 class SiteSerializer(serializers.ModelSerializer):
-    """A site. ``config`` (its addresses and folders, nothing secret) and the names of the ``stored_secrets`` are for
-    operators; secrets are in no answer."""
+    """A site. Only operators see ``config`` (addresses and folders, no secrets) and the names of the ``stored_secrets``.
+    Secrets themselves are never returned."""
 
     health = serializers.ChoiceField(choices=Health.choices, read_only=True)
     stewards = serializers.SlugRelatedField(slug_field="username", many=True, read_only=True)
@@ -172,10 +177,10 @@ class SiteSerializer(serializers.ModelSerializer):
 
 
 class SiteWriteSerializer(StrictSerializer):
-    """What registers or changes a site; checked by the same form as the page's. The slug cannot change.
+    """Values of a new or changed site, checked by the same form as on the page. The slug cannot be changed.
 
-    ``config`` and ``secrets``: the fields of the connector, see ``/api/connectors/``. In a change only what is named is
-    changed; an empty secret forgets the stored one.
+    ``config`` and ``secrets`` hold the connector's fields: see ``/api/connectors/``. A change affects only the fields
+    that you send; an empty secret deletes the stored one.
     """
 
     slug = serializers.CharField()
@@ -193,10 +198,10 @@ class SiteWriteSerializer(StrictSerializer):
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if self.instance and attrs.get("slug", self.instance.slug) != self.instance.slug:
-            raise serializers.ValidationError({"slug": ["The short name of a site cannot change."]})
+            raise serializers.ValidationError({"slug": ["A site's short name cannot be changed."]})
         kind = attrs.get("connector", self.instance.connector if self.instance else ConnectorKind.LOCAL)
         if kind not in connectors():
-            raise serializers.ValidationError({"connector": ["This portal does not have this connector."]})
+            raise serializers.ValidationError({"connector": ["This portal has no such connector."]})
         self.form = site_form(kind)(instance=self.instance)
         self._refuse_unknown(attrs)
         self.form = site_form(kind)(self._as_typed(attrs), instance=self.instance)
@@ -211,11 +216,11 @@ class SiteWriteSerializer(StrictSerializer):
     def _refuse_unknown(self, attrs: dict[str, Any]) -> None:
         for place in ("config", "secrets"):
             if unknown := sorted(set(attrs.get(place, {})) - self._names(place)):
-                words = f"This connector has no field of that name among its {place}."
+                words = f"This connector has no such field in {place}."
                 raise serializers.ValidationError({place: {name: [words] for name in unknown}})
 
     def _as_typed(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """What the page's form would send: the values of the site, or the defaults, and over them the given ones."""
+        """What the page's form would send: the site's values or the defaults, overridden by those given."""
         form: SiteForm = self.form
         typed = {name: form.get_initial_for_field(field, name) for name, field in form.fields.items()}
         typed |= {name: value for name, value in attrs.items() if name in SiteForm.Meta.fields}
@@ -240,7 +245,7 @@ class SiteWriteSerializer(StrictSerializer):
 
 
 class SignInSerializer(serializers.ModelSerializer):
-    """A sign-in of the portal at a site: open ``address``, confirm ``user_code`` there."""
+    """A sign-in of the portal at a site: open ``address`` and confirm ``user_code`` there."""
 
     class Meta:
         model = SignIn
@@ -248,7 +253,7 @@ class SignInSerializer(serializers.ModelSerializer):
 
 
 class SiteKeySerializer(serializers.Serializer):
-    site_key = serializers.CharField(help_text="Hexadecimal; the site keeps it as FEDPORTAL_SITE_KEY.")
+    site_key = serializers.CharField(help_text="Hexadecimal. The site keeps it as FEDPORTAL_SITE_KEY.")
 
 
 class ConnectorViewSet(viewsets.ViewSet):
@@ -258,7 +263,7 @@ class ConnectorViewSet(viewsets.ViewSet):
 
     @extend_schema(responses=ConnectorSerializer(many=True))
     def list(self, request: Request) -> Response:
-        """Which connectors there are, when to choose which, and what each asks for (operators)."""
+        """List the connectors, when to choose each, and the values it needs (operators)."""
         rows = [
             {
                 "kind": kind,
@@ -282,7 +287,7 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
         return Site.objects.with_last_check().prefetch_related("stewards")
 
     def filter_queryset(self, queryset: QuerySet[Site]) -> QuerySet[Site]:
-        """A pool, which the portal makes for a pooled baseline, is only found by its short name."""
+        """Leave out pools, which the portal makes for pooled baselines. They are found by short name only."""
         return queryset.filter(is_pool=False) if self.action == "list" else queryset
 
     def _answer(self, site: Site, code: int = status.HTTP_200_OK) -> Response:
@@ -297,7 +302,7 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
 
     @extend_schema(request=SiteWriteSerializer(partial=True), responses=SiteSerializer)
     def partial_update(self, request: Request, slug: str) -> Response:
-        """Change some settings of a site (operators); it is checked anew."""
+        """Change a site's settings (operators). It is checked again."""
         change = SiteWriteSerializer(self.get_object(), data=request.data, partial=True)
         change.is_valid(raise_exception=True)
         change.save(by=request.user)
@@ -306,7 +311,7 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     @extend_schema(responses=DatasetSerializer(many=True))
     @action(detail=True, pagination_class=None)
     def datasets(self, request: Request, slug: str) -> Response:
-        """What the site offers, as its last check found it."""
+        """List the site's datasets as the last check found them."""
         found = self.get_object().datasets.prefetch_related("copy_of__site")
         return Response(DatasetSerializer(found, many=True, context=self.get_serializer_context()).data)
 
@@ -317,7 +322,7 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     )
     @action(detail=True, methods=["patch"], url_path="datasets/(?P<name>[^/]+)")
     def dataset(self, request: Request, slug: str, name: str) -> Response:
-        """Say of which datasets of other sites this one holds every case (operators)."""
+        """Set the datasets of other sites whose every case this one holds (operators)."""
         dataset = get_object_or_404(Dataset, site=self.get_object(), name=name)
         change = CopiesSerializer(dataset, data=request.data)
         change.is_valid(raise_exception=True)
@@ -327,14 +332,14 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     @extend_schema(responses=SiteCheckSerializer(many=True))
     @action(detail=True)
     def checks(self, request: Request, slug: str) -> Response:
-        """The site's checks, newest first."""
+        """List the site's checks, newest first."""
         page = self.paginate_queryset(SiteCheck.objects.filter(site=self.get_object()))
         return self.get_paginated_response(SiteCheckSerializer(page, many=True).data)
 
     @extend_schema(request=None, responses={202: SiteSerializer})
     @action(detail=True, methods=["post"], permission_classes=[IsAuthenticated])
     def check(self, request: Request, slug: str) -> Response:
-        """Ask for a check now (operators and the site's stewards)."""
+        """Request a check now (operators and the site's stewards)."""
         site = self.get_object()
         require(site.can_be_checked_by(request.user), CHECKERS_ONLY)
         services.request_check(site)
@@ -343,7 +348,7 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     @extend_schema(request=None, responses=SiteSerializer)
     @action(detail=True, methods=["post"])
     def retire(self, request: Request, slug: str) -> Response:
-        """Take a site out of use (operators). Its history stays."""
+        """Retire a site (operators). Its history is kept."""
         site = self.get_object()
         services.retire(site, by=request.user)
         return self._answer(site)
@@ -351,7 +356,7 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     @extend_schema(request=None, responses=SiteSerializer)
     @action(detail=True, methods=["post"])
     def reinstate(self, request: Request, slug: str) -> Response:
-        """Take a retired site back into use (operators)."""
+        """Put a retired site back into use (operators)."""
         site = self.get_object()
         services.reinstate(site, by=request.user)
         return self._answer(site)
@@ -359,20 +364,20 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     @extend_schema(request=None, responses=SiteKeySerializer)
     @action(detail=True, methods=["post"])
     def key(self, request: Request, slug: str) -> Response:
-        """Read the key that the site keeps in its own environment (operators). Who read it is recorded."""
+        """Show the key that the site keeps in its own environment (operators). Who viewed it is recorded."""
         return _secret({"site_key": services.show_key(self.get_object(), by=request.user)})
 
     @extend_schema(request=None, responses=OpenApiTypes.OBJECT)
     @action(detail=True, methods=["post"])
     def handout(self, request: Request, slug: str) -> Response:
-        """Read the JSON object that people paste at the site (operators). Who read it is recorded."""
+        """Show the JSON object that people paste at the site (operators). Who viewed it is recorded."""
         return _secret(services.hand_out(self.get_object(), by=request.user))
 
     @extend_schema(methods=["GET"], responses=SignInSerializer)
     @extend_schema(methods=["POST"], request=None, responses={202: SignInSerializer})
     @action(detail=True, methods=["get", "post"], url_path="sign-in", permission_classes=[IsOperator])
     def sign_in(self, request: Request, slug: str) -> Response:
-        """Begin a sign-in of the portal at the site, or see how far the last one is (operators)."""
+        """Start a sign-in of the portal at the site, or show the state of the latest one (operators)."""
         site = self.get_object()
         if request.method == "POST":
             asked = services.request_sign_in(site, by=request.user)
@@ -382,7 +387,7 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
     @extend_schema(request=None, responses={204: None})
     @action(detail=True, methods=["post"])
     def reissue(self, request: Request, slug: str) -> Response:
-        """Make the credentials anew that the portal issued to the site (operators); the old ones are refused."""
+        """Replace the credentials that the portal issued to the site (operators). The old ones stop working at once."""
         services.reissue(self.get_object(), by=request.user)
         return Response(status=status.HTTP_204_NO_CONTENT)
 

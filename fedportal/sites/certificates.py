@@ -1,4 +1,4 @@
-"""Certificates of authorities that a person uploads or pastes: read strictly, told in words."""
+"""CA certificates that a person uploads or pastes: read strictly, described in words."""
 
 from __future__ import annotations
 
@@ -14,26 +14,22 @@ _BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTAL
 
 
 class BadCertificate(ValueError):
-    """The text cannot serve as certificates of an authority. The message is fit for people."""
+    """The text holds no usable CA certificates. The message is written for people."""
 
 
 def read(text: str) -> str:
     """Return the certificates of a text, and nothing else of it, as PEM. Raises :class:`BadCertificate`."""
     if len(text.encode()) > MOST_BYTES:
-        raise BadCertificate(f"This is larger than {MOST_BYTES // 1024} kB: give only the authority's certificates.")
+        raise BadCertificate(f"This is larger than {MOST_BYTES // 1024} kB. Provide only the authority's certificates.")
     kinds = {match[1] for match in _BLOCK.finditer(text)}
     if any("PRIVATE KEY" in kind for kind in kinds):
-        raise BadCertificate(
-            "This holds a private key. Leave it out, and replace that key: it has left the place where it belongs."
-        )
+        raise BadCertificate("This contains a private key. Remove it, and replace that key: it is no longer private.")
     if "CERTIFICATE" not in kinds:
-        raise BadCertificate(
-            "No certificate was found. Give PEM: a text that begins with “-----BEGIN CERTIFICATE-----”."
-        )
+        raise BadCertificate("No certificate found. Use PEM: text that starts with “-----BEGIN CERTIFICATE-----”.")
     try:
         found = x509.load_pem_x509_certificates(text.encode())
     except ValueError as error:
-        raise BadCertificate("A certificate in it is damaged: copy it again, whole.") from error
+        raise BadCertificate("One of the certificates is damaged. Copy it again in full.") from error
     for certificate in found:
         _judge(certificate)
     return "".join(certificate.public_bytes(Encoding.PEM).decode() for certificate in found)
@@ -42,11 +38,13 @@ def read(text: str) -> str:
 def _judge(certificate: x509.Certificate) -> None:
     name = subject_of(certificate)
     if certificate.not_valid_after_utc <= timezone.now():
-        raise BadCertificate(f"The certificate of {name} expired on {certificate.not_valid_after_utc:%-d %B %Y}.")
+        raise BadCertificate(
+            f"The certificate of {name} expired on {certificate.not_valid_after_utc:%-d %B %Y}. Get a new one."
+        )
     if certificate.subject == certificate.issuer or _is_authority(certificate):
         return
     issuer = _common_name(certificate.issuer)
-    raise BadCertificate(f"{name} is the certificate of a server. Give that of the authority that signed it, {issuer}.")
+    raise BadCertificate(f"{name} is a server's certificate. Provide that of the authority that signed it: {issuer}.")
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
@@ -66,7 +64,7 @@ def subject_of(certificate: x509.Certificate) -> str:
 
 
 def describe(pem: str) -> list[str]:
-    """Say of stored certificates whose they are and when they expire."""
+    """Say whose the stored certificates are and when they expire."""
     try:
         found = x509.load_pem_x509_certificates(pem.encode())
     except ValueError:

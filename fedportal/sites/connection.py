@@ -1,4 +1,4 @@
-"""What the sites' pages and forms know of connectors: which there are, what they ask for, how a stored one is shown."""
+"""What the sites' pages and forms know about connectors: which exist, what they ask for, how stored settings are shown."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cards() -> list[Card]:
 
 
 def connector_of(site: Site) -> type[Configured] | None:
-    """Return the class of a site's connector; ``None`` where this portal does not have it (any more)."""
+    """Return the class of a site's connector; ``None`` if this portal does not (or no longer) have it."""
     return registry.KINDS.get(site.connector)
 
 
@@ -55,20 +55,20 @@ def site_context(slug: str) -> SiteContext:
 
 
 def stored_fields(connector: type[Configured]) -> Iterator[Field]:
-    """Yield the declarations under whose names values are stored: parts instead of the JSON they are pasted in."""
+    """Yield the fields whose values are stored: for pasted JSON, its parts."""
     for field in connector.FIELDS:
         yield from field.parts or (field,)
 
 
 def issued(kind: str) -> dict[str, str]:
-    """Make the secrets that the portal issues to a site with a connector of this kind."""
+    """Return new values for the secrets that the portal issues to a site with this kind of connector."""
     if kind not in registry.KINDS:
         return {}
     return {field.name: secrets.token_urlsafe(32) for field in stored_fields(registry.KINDS[kind]) if field.issued}
 
 
 def needs_key(site: Site) -> bool:
-    """Say whether the site keeps its key in its own environment."""
+    """Say whether the site keeps a key in its own environment."""
     connector = connector_of(site)
     return connector is not None and connector.NEEDS_SITE_KEY
 
@@ -85,13 +85,13 @@ def key_of(site: Site) -> str:
 
 
 def handout_of(site: Site) -> dict[str, Any]:
-    """Return the JSON object that people paste at the site; empty where its connector has none. It holds secrets."""
+    """Return the JSON object that people paste at the site; empty if its connector has none. It contains secrets."""
     connector = connector_of(site)
     return connector.handout(site.config, site.secrets, site=site_context(site.slug)) if connector else {}
 
 
 def described(site: Site) -> list[tuple[str, str]]:
-    """Return label and value of the connector's settings for operators: nothing secret, certificates in words."""
+    """Return label and value of the connector's settings for operators: no secrets, certificates in words."""
     connector = connector_of(site)
     if connector is None:
         return [(name, str(value)) for name, value in site.config.items()]

@@ -1,8 +1,8 @@
-"""Small counts are nobody's business: who may see how many cases a dataset has, and what the others see.
+"""Who may see small numbers of cases, and what everybody else sees.
 
-A few cases can be enough to recognise a person. Counts below ``settings.FEDPORTAL_SMALL_COUNT`` are therefore told only
-to operators and to the site's own stewards; for everybody else they are “fewer than 5”, in pages and in the API alike.
-A sum is told only with all its parts, so that no part can be worked out.
+A few cases can be enough to recognise a person. Counts below ``settings.FEDPORTAL_SMALL_COUNT`` are therefore shown only
+to operators and to the site's own stewards; everybody else sees “fewer than 5”, on pages and in the API alike. A sum is
+shown only if all its parts are, so that no part can be worked out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CaseCounts:
 
 
 def sees_small_counts(user: Any, site_id: int) -> bool:
-    """Say whether a person sees every count of a site. Asks the database once for a person, not for each site."""
+    """Say whether a person sees every count of a site. Queries the database once per person, not once per site."""
     if not isinstance(user, User):
         return False
     if user.is_operator:
@@ -45,7 +45,7 @@ def sees_small_counts(user: Any, site_id: int) -> bool:
 
 
 def sees_small_counts_at(user: Any, slug: str) -> bool:
-    """Say the same of a site that is known by its short name, as in metrics."""
+    """Say the same for a site given by its short name, as in metrics."""
     return isinstance(user, User) and (user.is_operator or slug in _stewarded(user).values())
 
 
@@ -61,9 +61,9 @@ def count_for(user: Any, site_id: int, number: int) -> Count:
 
 
 def told_cases(user: Any, slug: str, number: int | None) -> int | None:
-    """Return with how many cases something was done at a site, ``None`` where that is withheld; 0 says nothing yet.
+    """Return how many cases were used at a site; ``None`` if that is withheld. 0 means that none were counted yet.
 
-    Without a slug it is a sum over sites, of which only operators know that no part is small.
+    Without a slug the number is a sum over sites: only operators see it, since some part may be small.
     """
     is_large = bool(slug) and number is not None and number >= settings.FEDPORTAL_SMALL_COUNT
     is_told = not number or is_large or sees_small_counts_at(user, slug)
@@ -71,14 +71,14 @@ def told_cases(user: Any, slug: str, number: int | None) -> int | None:
 
 
 def total_of(counts: Iterable[Count]) -> Count:
-    """Add counts up. One that is not told makes the sum “fewer than” the most that it can be, plus one."""
+    """Add up counts. With a withheld one, the sum is “fewer than” its largest possible value plus one."""
     parts = list(counts)
     most = sum((count.fewer_than or 1) - 1 if count.value is None else count.value for count in parts)
     return Count(most) if all(count.value is not None for count in parts) else Count(None, most + 1)
 
 
 def case_counts(dataset: Dataset, user: Any) -> CaseCounts:
-    """Return how many cases a dataset has, as far as a person may know it."""
+    """Return how many cases a dataset has, as far as this person may know."""
     train = count_for(user, dataset.site_id, dataset.train_cases)
     validation = count_for(user, dataset.site_id, dataset.validation_cases)
     return CaseCounts(train, validation, total_of((train, validation)))

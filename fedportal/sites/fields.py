@@ -11,12 +11,12 @@ from django.db import models
 
 def _fernet() -> MultiFernet:
     if not settings.FEDPORTAL_KEYS:
-        raise ImproperlyConfigured("Set FEDPORTAL_KEYS: site credentials are stored encrypted or not at all.")
+        raise ImproperlyConfigured("Set FEDPORTAL_KEYS: site credentials are only ever stored encrypted.")
     return MultiFernet([Fernet(key) for key in settings.FEDPORTAL_KEYS])
 
 
 class EncryptedJSONField(models.TextField):
-    """A JSON value that the database sees only encrypted. The first key encrypts, all keys decrypt."""
+    """A JSON value that reaches the database only encrypted. The first key encrypts, all keys decrypt."""
 
     def from_db_value(self, value: str | None, expression: Any, connection: Any) -> Any:
         if not value:
@@ -24,7 +24,9 @@ class EncryptedJSONField(models.TextField):
         try:
             return json.loads(_fernet().decrypt(value.encode()))
         except InvalidToken as error:
-            raise ImproperlyConfigured("No key in FEDPORTAL_KEYS decrypts the stored credentials.") from error
+            raise ImproperlyConfigured(
+                "None of the keys in FEDPORTAL_KEYS decrypts the stored credentials. Add the key they were encrypted with."
+            ) from error
 
     def get_prep_value(self, value: Any) -> str:
         return _fernet().encrypt(json.dumps(value).encode()).decode() if value else ""

@@ -1,6 +1,6 @@
 """Form fields made from what connectors declare (``connectors/fields.py``): one function, and the fields it uses.
 
-Secrets are write-only here: no widget shows one, neither a stored one nor one that was typed into a refused form.
+Secrets are write-only here: no widget shows one, whether stored or just typed into a form that was refused.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _AS_TYPED = {"spellcheck": "false", "autocapitalize": "none", "autocomplete": "o
 
 
 def form_field(declared: Field) -> forms.Field:
-    """Return the form field of a connector's field. Issued secrets have none: nobody types them."""
+    """Return the form field for a connector's field. Issued secrets have none: nobody types them."""
     common: dict[str, Any] = {
         "label": declared.label,
-        "help_text": escape(declared.help),  # Django's pages take a help text for HTML
+        "help_text": escape(declared.help),  # Django's templates render help texts as HTML
         "required": declared.required,
         "initial": declared.default,
     }
@@ -58,7 +58,7 @@ def form_field(declared: Field) -> forms.Field:
 
 
 class SecretInput(forms.PasswordInput):
-    """A password control that shows nothing. A stored secret that is not required has a box that forgets it."""
+    """A password input that shows nothing. A stored secret that is optional has a checkbox to delete it."""
 
     template_name = "sites/widgets/secret.html"
     is_stored = False
@@ -79,7 +79,7 @@ class SecretInput(forms.PasswordInput):
 
 
 class SecretField(forms.CharField):
-    """Cleans to the secret, ``None`` to keep what is stored, ``""`` to forget it."""
+    """Cleans to the secret, to ``None`` to keep the stored one, or to ``""`` to delete it."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "initial": None}, max_length=LONGEST_SECRET, widget=SecretInput())
@@ -87,7 +87,7 @@ class SecretField(forms.CharField):
     def mark_stored(self, *, is_stored: bool) -> None:
         self.widget.is_stored = is_stored
         if is_stored:
-            self.help_text = f"{self.help_text} Something is stored; leave empty to keep it.".strip()
+            self.help_text = f"{self.help_text} A value is stored. Leave this empty to keep it.".strip()
 
     def clean(self, value: Any) -> str | None:
         if value is False:
@@ -103,7 +103,7 @@ class SecretField(forms.CharField):
 
 
 class AddressField(forms.CharField):
-    """An address that the portal will call: refused where no site can be, without any look at the network."""
+    """An address that the portal will call. Refused if no site can be there; the network is not asked."""
 
     def to_python(self, value: Any) -> str:
         address = super().to_python(value).rstrip("/")
@@ -113,12 +113,14 @@ class AddressField(forms.CharField):
             raise forms.ValidationError(reason, code="forbidden")
         parts = urlsplit(address)
         if parts.query or parts.fragment or any(letter.isspace() for letter in address):
-            raise forms.ValidationError("Give the address alone: no spaces, nothing behind “?” or “#”.", code="shape")
+            raise forms.ValidationError(
+                "Enter the address only: no spaces, and nothing after “?” or “#”.", code="shape"
+            )
         return address
 
 
 class CertificatesInput(forms.Textarea):
-    """A text area to paste into, and a file control beside it. A chosen file wins over the text."""
+    """A text area to paste into, with a file input. A chosen file takes precedence over the text."""
 
     template_name = "sites/widgets/certificates.html"
     needs_multipart_form = True
@@ -132,7 +134,7 @@ class CertificatesInput(forms.Textarea):
 
 
 class CertificatesField(forms.CharField):
-    """Certificates in PEM, uploaded or pasted; cleans to PEM text with nothing else in it."""
+    """Certificates in PEM, uploaded or pasted. Cleans to PEM text with nothing else in it."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, widget=CertificatesInput())
@@ -145,7 +147,7 @@ class CertificatesField(forms.CharField):
                 value = value.read().decode()
             except UnicodeDecodeError as error:
                 raise forms.ValidationError(
-                    "This file is no text. If it is a certificate in DER, convert it: openssl x509 -inform der.",
+                    "This is not a text file. If it is a certificate in DER, convert it to PEM: openssl x509 -inform der.",
                     code="shape",
                 ) from error
         text = super().to_python(value)
@@ -162,16 +164,16 @@ class CertificatesField(forms.CharField):
 
 
 class WriteOnlyTextarea(forms.Textarea):
-    """A text area that shows nothing: neither what is stored nor what was typed into a form that is shown again."""
+    """A text area that shows nothing: neither the stored value nor what was typed into a form shown again."""
 
     def format_value(self, value: Any) -> None:
         return None
 
 
 class DefinitionField(forms.CharField):
-    """A pasted JSON object of which each declared part is checked as a field of its own; cleans to a dictionary.
+    """A pasted JSON object, each declared part of which is checked like a field of its own. Cleans to a dictionary.
 
-    Members that are not declared are left out. It may hold secrets, so it is write-only as a whole.
+    Undeclared members are dropped. It may contain secrets, so all of it is write-only.
     """
 
     def __init__(self, parts: tuple[Field, ...], *, placeholder: str = "", **options: Any) -> None:
@@ -183,7 +185,7 @@ class DefinitionField(forms.CharField):
     def mark_stored(self, *, is_stored: bool) -> None:
         self.is_stored = is_stored
         if is_stored:
-            self.help_text = f"{self.help_text} One is stored; leave empty to keep it.".strip()
+            self.help_text = f"{self.help_text} A value is stored. Leave this empty to keep it.".strip()
             self.required = self.widget.is_required = False
 
     def to_python(self, value: Any) -> Any:
@@ -197,15 +199,15 @@ class DefinitionField(forms.CharField):
         except (ValueError, RecursionError) as error:
             raise forms.ValidationError("This is not JSON. Copy it again, from “{” to “}”.", code="json") from error
         if not isinstance(document, dict):
-            raise forms.ValidationError("This is JSON, but no object: it begins with “{”.", code="json")
+            raise forms.ValidationError("This is JSON but not an object. Copy it again, from “{” to “}”.", code="json")
         return document
 
     def run_validators(self, value: Any) -> None:
-        """The length is checked on the text; a document has no validators of its own."""
+        """Nothing to do: the length is checked on the text, and a document has no validators of its own."""
 
     def clean(self, value: Any) -> dict[str, Any]:
         if isinstance(value, str) and len(value) > LONGEST_JSON:
-            raise forms.ValidationError("This is too long to be a definition.", code="size")
+            raise forms.ValidationError("This is too long to be a definition. Copy only the definition.", code="size")
         document = super().clean(value)
         if not document:
             return {}
@@ -221,11 +223,11 @@ class DefinitionField(forms.CharField):
 
 
 def _typed(document: Mapping[str, Any], parts: tuple[Field, ...]) -> dict[str, Any]:
-    """Return a document's members as a form would send them; a list or an object in a place of a text is refused."""
+    """Return a document's members as a form would send them. Refuses a list or an object in place of a single value."""
     typed = {}
     for part in parts:
         value = document.get(part.name, part.default)
         if isinstance(value, (list, dict)):
-            raise forms.ValidationError(f"{part.name}: a single value is expected.", code="part")
+            raise forms.ValidationError(f"{part.name}: expected a single value.", code="part")
         typed[part.name] = value
     return typed

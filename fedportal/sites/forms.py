@@ -1,4 +1,4 @@
-"""The form of a site: what people type, checked before it becomes a connector's configuration."""
+"""The form of a site: checks what people type before it becomes a connector's configuration."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fedportal.sites.models import Dataset, Site
 from fedportal.ui.forms import RowsField
 
 RESERVED_SLUGS = {"register"}
-"""Words that ``sites/urls.py`` has in the place of a short name."""
+"""Words that ``sites/urls.py`` uses in place of a short name."""
 
 
 class SiteForm(forms.ModelForm):
-    """Register or change a site: what it is called, and below that the fields of one connector.
+    """Register or change a site: its name and people, and the fields of one connector.
 
-    Made by :func:`site_form` for a kind of connector. A site that had another one gets this one, with nothing of the
+    Made by :func:`site_form` for a kind of connector. A site with another connector switches to this one and loses the
     old one's settings and secrets.
     """
 
@@ -34,7 +34,7 @@ class SiteForm(forms.ModelForm):
         fields = ["name", "slug", "city", "contact", "stewards"]
         labels = {"slug": "Short name"}
         help_texts = {
-            "slug": "At most 15 lower-case letters, digits and hyphens. It stands in addresses, file names and logs and cannot change later."
+            "slug": "At most 15 lower-case letters, digits and hyphens. Used in addresses, file names and logs; it cannot be changed later."
         }
         widgets = {"slug": forms.TextInput(attrs={"spellcheck": "false", "autocapitalize": "none"})}
         field_classes = {"stewards": RowsField}
@@ -63,7 +63,7 @@ class SiteForm(forms.ModelForm):
 
     @property
     def sections(self) -> tuple[list[forms.BoundField], list[forms.BoundField]]:
-        """The connector's bound fields: the usual ones, and the advanced ones that are folded away."""
+        """The connector's bound fields: the usual ones, and the advanced ones, which are collapsed."""
         usual = [self[field.name] for field in self.declared if not field.advanced]
         return usual, [self[field.name] for field in self.declared if field.advanced]
 
@@ -72,7 +72,7 @@ class SiteForm(forms.ModelForm):
         return any(bound.errors for bound in self.sections[1])
 
     def _prepare(self, field: forms.Field, declared: Field) -> None:
-        """Put what is stored into a field, or into its words where it is not shown."""
+        """Fill a field with the stored value, or mention it in the help text if it must not be shown."""
         if isinstance(field, SecretField):
             field.mark_stored(is_stored=bool(self.stored_secrets.get(declared.name)))
         elif isinstance(field, DefinitionField):
@@ -82,7 +82,7 @@ class SiteForm(forms.ModelForm):
             if isinstance(field, CertificatesField):
                 field.mark_stored(self.stored_config[declared.name])
 
-    # --- what is refused ---------------------------------------------------------------------------
+    # --- checking ---------------------------------------------------------------------------
 
     def clean_slug(self) -> str:
         slug = self.cleaned_data["slug"]
@@ -105,16 +105,16 @@ class SiteForm(forms.ModelForm):
         return cleaned
 
     def _require_unique(self) -> None:
-        """Refuse what another site, a retired one also, has already."""
+        """Refuse a value that another site, even a retired one, already has."""
         for field in stored_fields(self.connector):
             value = self.config.get(field.name) if field.unique else None
             others = Site.objects.filter(connector=self.kind).exclude(pk=self.instance.pk)
             if value and (other := others.filter(**{f"config__{field.name}": value}).first()):
-                text = f"{other} has the {field.label.lower()} “{value}” already. Each site needs one of its own."
+                text = f"{other} already has the {field.label.lower()} “{value}”. Each site needs its own."
                 self.add_error(self._field_of(field.name), text)
 
     def _taken_apart(self, cleaned: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the configuration, where settings that the form does not know are kept, and the secrets typed anew."""
+        """Return the configuration, including stored settings that the form does not know, and the newly typed secrets."""
         config, secrets = dict(self.stored_config), {}
         for field in self.declared:
             value = cleaned[field.name]
@@ -133,10 +133,10 @@ class SiteForm(forms.ModelForm):
         holders = {part.name: field.name for field in self.declared for part in field.parts or (field,)}
         return holders.get(name)
 
-    # --- what is stored ----------------------------------------------------------------------------
+    # --- storing ----------------------------------------------------------------------------
 
     def store(self, *, by: User) -> Site:
-        """Register the site or bring it up to date, through the service; its check is due at once. Who did it is recorded."""
+        """Register or change the site through the service; a check is due at once. Who did it is recorded."""
         done = self._done()
         values = {name: self.cleaned_data[name] for name in ("name", "city", "contact")}
         values |= {
@@ -153,17 +153,17 @@ class SiteForm(forms.ModelForm):
         return site
 
     def _done(self) -> str:
-        """Say in words what storing does. Fields are named, values are not: they may be secret."""
+        """Describe the change for the history. It names fields but no values: they may be secret."""
         if self.instance._state.adding:
             return f"Registered the site with the connector {self.connector.TITLE}"
         if self.instance.connector != self.kind:
-            return f"Gave the site the connector {self.connector.TITLE}"
+            return f"Switched the site to the connector {self.connector.TITLE}"
         changed = ", ".join(f"“{self[name].label}”" for name in self.changed_data)
-        return f"Changed {changed}" if changed else "Saved the site as it was"
+        return f"Changed {changed}" if changed else "Saved the site without changes"
 
 
 def site_form(kind: str) -> type[SiteForm]:
-    """Return the form of sites with a connector of this kind. Raises ``KeyError`` for one that cannot be chosen."""
+    """Return the form for sites with this kind of connector. Raises ``KeyError`` for one that cannot be chosen."""
     connector = connectors()[kind]
     fields = {field.name: form_field(field) for field in connector.FIELDS if not field.issued}
     return type(SiteForm)(
@@ -172,7 +172,7 @@ def site_form(kind: str) -> type[SiteForm]:
 
 
 class CopiesForm(forms.ModelForm):
-    """Say of which datasets of other sites a dataset holds every case. What does not fit is not offered."""
+    """Choose the datasets of other sites whose every case this one holds. Offers only those that fit."""
 
     class Meta:
         model = Dataset
@@ -182,7 +182,7 @@ class CopiesForm(forms.ModelForm):
         queryset=Dataset.objects.none(),
         required=False,
         label="Holds every case of",
-        help_text="A pooled baseline of experiments on these datasets can then be trained here, where their cases lie together.",
+        help_text="The portal can then train the pooled baseline of these datasets here, on one copy of all their cases.",
         error_messages={
             "invalid_choice": "There is no such dataset. Choose from the list.",
             "invalid_pk_value": "“%(pk)s” is not a dataset. Choose from the list.",

@@ -1,4 +1,4 @@
-"""Registered hospitals: how each is reached, whether it is well, what data it offers."""
+"""Registered hospitals: how the portal reaches them, how healthy they are, what data they offer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from fedportal.sites.fields import EncryptedJSONField
 if TYPE_CHECKING:
     from fedportal.accounts.models import User
 
-CHECKERS_ONLY = "Only operators and the site's stewards may ask for a check."
-
+CHECKERS_ONLY = "Only operators and the site's stewards may request a check."
 
 CHECK_WITHIN = timedelta(minutes=10)
-"""A check that is not booked after this time, because its orchestrator died, is made again."""
+"""A check without a result after this time, because its orchestrator died, is repeated."""
 
 
 class ConnectorKind(models.TextChoices):
@@ -34,11 +33,11 @@ class Health(models.TextChoices):
     UNKNOWN = "unknown", "Not checked yet"
     HEALTHY = "healthy", "Ready"
     FAILING = "failing", "Has a problem"
-    STALE = "stale", "Not heard from lately"
+    STALE = "stale", "No recent check"
 
     @property
     def colour(self) -> str:
-        """One of ``quiet, good, warn, bad``, as the states of an experiment have it."""
+        """One of ``quiet, good, warn, bad``, like the states of an experiment."""
         return {"unknown": "quiet", "healthy": "good", "failing": "bad", "stale": "warn"}[self.value]
 
 
@@ -47,20 +46,20 @@ class SiteQuerySet(models.QuerySet["Site"]):
         return self.filter(retired_at=None)
 
     def hospitals(self) -> SiteQuerySet:
-        """Those in use that people see and choose: without the pools that the portal makes for itself."""
+        """The active sites that people see and choose; not the pools that the portal makes for itself."""
         return self.active().filter(is_pool=False)
 
     def stewarded_by(self, user: User) -> SiteQuerySet:
         return self.filter(stewards=user)
 
     def with_last_check(self) -> SiteQuerySet:
-        """Fetch the newest check of every site along (``last_check``, ``health``): one query instead of one a site."""
+        """Fetch each site's newest check (``last_check``, ``health``) in one query instead of one query per site."""
         return self.prefetch_related(
             models.Prefetch("checks", queryset=SiteCheck.objects.all()[:1], to_attr="newest_checks")
         )
 
     def with_counts(self) -> SiteQuerySet:
-        """Add ``dataset_count`` (available ones) and ``running_count`` (experiments under way, each with its baselines)."""
+        """Add ``dataset_count`` (available ones) and ``running_count`` (active experiments, each with its baselines)."""
         under_way = models.Q(participations__experiment__started_at__isnull=False)
         under_way &= models.Q(participations__experiment__ended_at=None)
         return self.annotate(
@@ -82,48 +81,55 @@ class Site(models.Model):
         validators=[
             RegexValidator(
                 r"^[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?\Z",
-                "Lower-case letters, digits and hyphens, a letter first; at most 15.",
+                "Use at most 15 lower-case letters, digits and hyphens. Start with a letter, and do not end with a hyphen.",
             )
         ],
-        help_text="What the site is called in addresses, file names and logs; it cannot change later.",
+        help_text="Used in addresses, file names and logs. It cannot be changed later.",
     )
-    name = models.CharField(max_length=120, unique=True, help_text="The hospital's name as people say it.")
+    name = models.CharField(max_length=120, unique=True, help_text="The hospital's name, as people know it.")
     city = models.CharField(max_length=120, blank=True)
     connector = models.CharField(
         max_length=16, choices=ConnectorKind, default=ConnectorKind.LOCAL, help_text="How the portal reaches the site."
     )
-    config = models.JSONField(
-        default=dict, blank=True, help_text="Settings of the connector; nothing secret belongs here."
-    )
+    config = models.JSONField(default=dict, blank=True, help_text="Settings of the connector. Do not put secrets here.")
     secrets = EncryptedJSONField(default=dict, blank=True, editable=False, help_text="Credentials, encrypted at rest.")
     stewards = models.ManyToManyField(
-        settings.AUTH_USER_MODEL, blank=True, related_name="sites", help_text="Who answers for the site's data."
+        settings.AUTH_USER_MODEL,
+        blank=True,
+        related_name="sites",
+        help_text="The people responsible for the site's data.",
     )
-    contact = models.EmailField(blank=True, help_text="Whom to write to when the site has a problem.")
+    contact = models.EmailField(blank=True, help_text="Whom to email when the site has a problem.")
     registered_at = models.DateTimeField(default=timezone.now, editable=False)
     retired_at = models.DateTimeField(null=True, blank=True, editable=False)
     is_pool = models.BooleanField(
         default=False,
         editable=False,
-        help_text="Made by the portal to train on the data of several sites of this machine; no hospital.",
+        help_text="Made by the portal to train on the data of several sites on this machine. It is not a hospital.",
     )
     last_contact_at = models.DateTimeField(null=True, blank=True, editable=False)
     unreached_since = models.DateTimeField(
-        null=True, blank=True, editable=False, help_text="Since when the orchestrator's calls are not answered."
+        null=True, blank=True, editable=False, help_text="Since when the site has not answered the orchestrator."
     )
     unreached_because = models.CharField(max_length=300, blank=True, editable=False)
-    next_try_at = models.DateTimeField(null=True, blank=True, editable=False, help_text="When it is called again.")
+    next_try_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="When the orchestrator tries again."
+    )
     check_due_at = models.DateTimeField(
-        null=True, blank=True, default=timezone.now, editable=False, help_text="When the orchestrator checks it next."
+        null=True,
+        blank=True,
+        default=timezone.now,
+        editable=False,
+        help_text="When the orchestrator checks the site next.",
     )
     checking_since = models.DateTimeField(
-        null=True, blank=True, editable=False, help_text="When the check began that is being made."
+        null=True, blank=True, editable=False, help_text="When the check in progress began."
     )
     check_progress = models.JSONField(
         default=list,
         blank=True,
         editable=False,
-        help_text="The steps of the check that is being made, as far as it is.",
+        help_text="The steps of the check in progress.",
     )
 
     objects = SiteQuerySet.as_manager()
@@ -149,7 +155,7 @@ class Site(models.Model):
 
     @property
     def check_is_pending(self) -> bool:
-        """Whether a check is due that the orchestrator has not made yet."""
+        """Whether a check is due that the orchestrator has not finished yet."""
         return self.check_due_at is not None and self.check_due_at <= timezone.now()
 
     @property
@@ -158,28 +164,28 @@ class Site(models.Model):
 
     @property
     def steps_under_way(self) -> list[dict]:
-        """The steps of the check that is being made: those taken, then one with ``is_next``, then those to come."""
+        """The steps of the check in progress: those done, then one with ``is_next``, then those to come."""
         steps = self.check_progress if self.is_being_checked else []
         taken = sum(step["ok"] is not None for step in steps)
         return [{**step, "is_next": number == taken} for number, step in enumerate(steps)]
 
     @property
     def next_try_in(self) -> float:
-        """Seconds until the orchestrator calls a site again that is not reached; 0: it does now."""
+        """Seconds until the orchestrator next calls a site that does not answer; 0 means now."""
         return max(0.0, (self.next_try_at - timezone.now()).total_seconds()) if self.next_try_at else 0.0
 
     @property
     def is_busy(self) -> bool:
-        """Whether the site takes part in an experiment that has started and is not over."""
+        """Whether the site takes part in an experiment that has started and not ended."""
         return self.participations.filter(experiment__started_at__isnull=False, experiment__ended_at=None).exists()
 
     def can_be_checked_by(self, user: User) -> bool:
-        """Operators and the site's own stewards may ask for a check."""
+        """Operators and the site's own stewards may request a check."""
         return user.is_operator or self.stewards.filter(pk=user.pk).exists()
 
     @property
     def health(self) -> Health:
-        """What the newest check says; a check older than a day says nothing any more."""
+        """What the newest check says, unless it is more than a day old."""
         check = self.last_check
         if check is None:
             return Health.UNKNOWN
@@ -213,21 +219,21 @@ class SiteCheck(models.Model):
 
 class SignInState(models.TextChoices):
     ASKED = "asked", "Asking the site for a code"
-    WAITING = "waiting", "Waiting for a person"
+    WAITING = "waiting", "Waiting for confirmation"
     DONE = "done", "Signed in"
     FAILED = "failed", "Failed"
 
 
 class SignIn(models.Model):
-    """The newest sign-in of the portal at a site by a code that a person confirms there. The site's token is no part."""
+    """The portal's latest sign-in at a site, by a code that a person confirms there. The token itself is kept elsewhere."""
 
     site = models.OneToOneField(Site, on_delete=models.CASCADE, related_name="sign_in")
     state = models.CharField(max_length=8, choices=SignInState, default=SignInState.ASKED)
     asked_at = models.DateTimeField(default=timezone.now)
     asked_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
-    address = models.CharField(max_length=500, blank=True, help_text="Where the code is confirmed.")
+    address = models.CharField(max_length=500, blank=True, help_text="Where to confirm the code.")
     user_code = models.CharField(max_length=40, blank=True)
-    expires_at = models.DateTimeField(null=True, blank=True, help_text="Until when the code can be confirmed.")
+    expires_at = models.DateTimeField(null=True, blank=True, help_text="When the code expires.")
     message = models.TextField(blank=True)
     remedy = models.TextField(blank=True)
 
@@ -236,13 +242,13 @@ class SignIn(models.Model):
 
     @property
     def is_open(self) -> bool:
-        """Whether something is still to come of it: its code has not run out, its orchestrator has not died."""
+        """Whether it can still succeed: its code has not expired, and its orchestrator has not died."""
         until = self.expires_at or self.asked_at + CHECK_WITHIN
         return self.state in (SignInState.ASKED, SignInState.WAITING) and timezone.now() < until
 
 
 class Dataset(models.Model):
-    """What a site offers, as the last check found it. Counts are cases; spacing in mm, shape in voxels (medians)."""
+    """What a site offers, as the last check found it. Counts are cases; spacing (mm) and shape (voxels) are medians."""
 
     site = models.ForeignKey(Site, on_delete=models.CASCADE, related_name="datasets")
     name = models.CharField(max_length=120, help_text="Folder name at the site.")
@@ -261,7 +267,7 @@ class Dataset(models.Model):
         symmetrical=False,
         blank=True,
         related_name="copied_in",
-        help_text="Datasets of other sites of which this one holds every case, for training on pooled data.",
+        help_text="Datasets of other sites whose every case this one also holds, for training on pooled data.",
     )
 
     class Meta:

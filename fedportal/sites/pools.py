@@ -1,4 +1,4 @@
-"""A pool: a site of the portal's own whose data are those of several sites on this machine. No file is copied."""
+"""A pool: a site of the portal's own that reads the data of several sites on this machine. No file is copied."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.contract import POOL_DATASET
 
 
 def why_no_pool(datasets: Sequence[Dataset]) -> str:
-    """Return why datasets of several sites cannot be trained on in one place; empty when they can."""
+    """Return why a model cannot be trained on these datasets in one place; empty if it can."""
     if _copy_of_all(datasets) is not None:
         return ""
     elsewhere = [str(dataset.site) for dataset in datasets if dataset.site.connector != ConnectorKind.LOCAL]
@@ -22,14 +22,14 @@ def why_no_pool(datasets: Sequence[Dataset]) -> str:
         return ""
     return (
         f"The data of {', '.join(elsewhere)} may not leave the hospital, and no site holds a copy of all participants' "
-        "data. An operator can say on a site's page that one of its datasets is such a copy."
+        "data. If a site does have such a copy, an operator can say so on that site's page."
     )
 
 
 def pooled_dataset(datasets: Sequence[Dataset]) -> Dataset:
     """Return one dataset with every case of ``datasets``: a pool of sites on this machine, made once, or a copy.
 
-    Raises ``ValueError`` where there is none (:func:`why_no_pool`). Call it inside a transaction.
+    Raises ``ValueError`` if there is none (:func:`why_no_pool`). Call it inside a transaction.
     """
     if all(dataset.site.connector == ConnectorKind.LOCAL for dataset in datasets):
         return _pool(sorted(datasets, key=lambda dataset: dataset.site.slug))
@@ -66,7 +66,7 @@ def _pool(datasets: Sequence[Dataset]) -> Dataset:
     site, _ = Site.objects.update_or_create(
         slug=slug, defaults=values, create_defaults={**values, "name": _name(datasets, slug)}
     )
-    # The check finds it, too; but a baseline needs the row before anybody has looked.
+    # The first check would find it, too, but a baseline needs the row before that.
     dataset, _ = Dataset.objects.get_or_create(
         site=site,
         name=POOL_DATASET,
@@ -84,6 +84,6 @@ def _pool(datasets: Sequence[Dataset]) -> Dataset:
 
 
 def _name(datasets: Sequence[Dataset], slug: str) -> str:
-    """Return “Pool of Mainz, Ulm”; where that is taken, by a pool of other datasets there, with the pool's own letters."""
+    """Return “Pool of Mainz, Ulm”, with the pool's short name if a pool of other datasets there has that name."""
     name = Truncator("Pool of " + ", ".join(str(dataset.site) for dataset in datasets)).chars(100)
     return f"{name} ({slug})" if Site.objects.filter(name=name).exists() else name

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.admin.models import CHANGE, LogEntry
 from django.contrib.contenttypes.models import ContentType
-from django.db import connection, models, transaction
+from django.db import models, transaction
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -19,21 +18,22 @@ from fedportal.accounts.models import User
 from fedportal.connectors.base import CheckReport, CheckStep, DatasetReport
 from fedportal.sites.connection import handout_of, issued, key_of, needs_key, needs_sign_in
 from fedportal.sites.models import Dataset, SignIn, SignInState, Site, SiteCheck
+from fedportal.sites.threads import connection_of_a_thread
 from fedportal.ui.errors import DomainError
 from trainer.contract.checks import storable
 
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY = timedelta(minutes=15)
-"""A site that is well is looked at this often."""
+"""How often a healthy site is checked."""
 CHECK_AGAIN = timedelta(minutes=2)
-"""A site with a problem is looked at sooner: somebody may be mending it."""
+"""A site with a problem is checked sooner: somebody may be fixing it."""
 KEEP_CHECKS = 200
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """A site does not answer: since when, why, and when it is called again."""
+    """A site does not answer: since when, why, and when the orchestrator tries again."""
 
     since: datetime
     reason: str
@@ -41,19 +41,19 @@ class Trouble:
 
 
 class SiteRetired(DomainError):
-    """This site is retired: it is no longer checked and takes part in nothing new."""
+    """This site is retired: it is no longer checked and cannot join new experiments."""
 
 
 class SiteIsPool(DomainError):
-    """This is a pool, which the portal makes and keeps by itself. Change the sites whose data it reads."""
+    """The portal manages this pool by itself. Change the sites whose data it reads instead."""
 
 
 class NoSignIn(DomainError):
-    """Nobody signs in at this site: its connector does it by itself."""
+    """Nobody needs to sign in at this site: its connector takes care of that."""
 
 
 class NoKey(DomainError):
-    """A site with this connector keeps no key."""
+    """A site with this connector needs no key."""
 
 
 class NothingIssued(DomainError):
@@ -65,7 +65,7 @@ class NoCopy(DomainError):
 
 
 class SiteBusy(DomainError):
-    """The site takes part in an experiment that is not over. Wait for its end or cancel it first."""
+    """This site takes part in an experiment that has not ended. Wait for it to end, or cancel it first."""
 
 
 def register(
@@ -79,7 +79,7 @@ def register(
     secrets: dict[str, str] | None = None,
     stewards: list[User] | None = None,
 ) -> Site:
-    """Register a site; its first check is due at once. Raises ``ValidationError`` for refused values."""
+    """Register a site; its first check is due at once. Raises ``ValidationError`` for invalid values."""
     site = Site(
         slug=slug,
         name=name,
@@ -97,36 +97,37 @@ def register(
     return site
 
 
+@transaction.atomic
 def update(
     site: Site, *, stewards: list[User] | None = None, secrets: dict[str, str] | None = None, **fields: Any
 ) -> Site:
-    """Change a site and have it checked anew; the slug never changes.
+    """Change a site and have it checked again; the slug never changes.
 
-    ``secrets`` are merged over the stored ones; an empty value forgets one. A site that gets another connector starts
-    with nothing of the old one's secrets. Raises :class:`SiteBusy` when it takes part in something meanwhile, and
+    ``secrets`` are merged over the stored ones; an empty value deletes one. A site that gets another connector loses
+    the old one's secrets: this raises :class:`SiteBusy` while the site takes part in an experiment. Pools raise
     :class:`SiteIsPool`.
     """
     if site.is_pool:
         raise SiteIsPool
     if "slug" in fields and fields["slug"] != site.slug:
-        raise DomainError("The short name of a site cannot change: the names of its runs and files are made of it.")
+        raise DomainError("A site's short name cannot be changed: its runs and files are named after it.")
     values = dict(fields)
     if values.get("connector", site.connector) != site.connector:
         if site.is_busy:
             raise SiteBusy
         values["secrets"] = {**issued(values["connector"]), **_without_empty(secrets or {})}
     elif secrets:
-        site.refresh_from_db(fields=["secrets"])  # the site may have renewed one meanwhile
+        # locked: the site may be renewing one
+        site.refresh_from_db(fields=["secrets"], from_queryset=Site.objects.select_for_update())
         values["secrets"] = _without_empty({**site.secrets, **secrets})
     if not site.is_retired:
         values["check_due_at"] = timezone.now()
     for name, value in values.items():
         setattr(site, name, value)
     site.full_clean()
-    with transaction.atomic():
-        site.save(update_fields=values)  # what the orchestrator wrote meanwhile stays
-        if stewards is not None:
-            site.stewards.set(stewards)
+    site.save(update_fields=values)  # keeps what the orchestrator wrote meanwhile
+    if stewards is not None:
+        site.stewards.set(stewards)
     return site
 
 
@@ -135,15 +136,15 @@ def _without_empty(secrets: dict[str, str]) -> dict[str, str]:
 
 
 def show_key(site: Site, *, by: User) -> str:
-    """Return the key that the site keeps in its own environment; who read it is recorded."""
+    """Return the key that the site keeps in its own environment; who viewed it is recorded."""
     if not needs_key(site):
         raise NoKey
-    record_act(site, by=by, text="Read the key of the site")
+    record_act(site, by=by, text="Viewed the site's key")
     return key_of(site)
 
 
 def hand_out(site: Site, *, by: User) -> dict[str, Any]:
-    """Return what people paste at the site; who read it is recorded."""
+    """Return what people paste at the site; who viewed it is recorded."""
     missing = {name: secret for name, secret in issued(site.connector).items() if name not in site.secrets}
     if missing:  # the site was registered before its connector asked for it
         site.secrets = {**site.secrets, **missing}
@@ -151,12 +152,12 @@ def hand_out(site: Site, *, by: User) -> dict[str, Any]:
     document = handout_of(site)
     if not document:
         raise NothingIssued
-    record_act(site, by=by, text="Read the definition for the site")
+    record_act(site, by=by, text="Viewed the site's definition")
     return document
 
 
 def reissue(site: Site, *, by: User) -> None:
-    """Make the secrets anew that the portal issues to the site: what the site still has is refused from now on."""
+    """Replace the secrets that the portal issues to the site: the old ones stop working at once."""
     new = issued(site.connector)
     if not new:
         raise NothingIssued
@@ -166,44 +167,33 @@ def reissue(site: Site, *, by: User) -> None:
 
 
 def record_act(site: Site, *, by: User, text: str) -> None:
-    """Keep who did something with a site: in its history, which the admin shows, and in the log."""
+    """Record who did something with a site: in its history, which the admin shows, and in the log."""
     LogEntry.objects.log_actions(by.pk, [site], CHANGE, text, single_object=True)
     logger.info("site %s: %s (by %s)", site.slug, text, by.get_username())
 
 
 def acts(site: Site) -> models.QuerySet[LogEntry]:
-    """Return what people did with a site, newest first."""
+    """Return what people did with a site, most recent first."""
     of_sites = ContentType.objects.get_for_model(Site)
     return LogEntry.objects.filter(content_type=of_sites, object_id=site.pk).select_related("user").order_by("-pk")
 
 
 def keep_secret(slug: str, name: str, secret: str) -> None:
     """Store a secret that a site has renewed. Called by connectors, from any thread."""
-    with _connection_of_a_thread(), transaction.atomic():
+    with connection_of_a_thread(), transaction.atomic():
         site = Site.objects.select_for_update().get(slug=slug)
         site.secrets = {**site.secrets, name: secret}
         site.save(update_fields=["secrets"])
 
 
 def kept_secret(slug: str, name: str) -> str:
-    """Return a secret of a site as it is stored now, empty where there is none. Called by connectors, from any thread."""
-    with _connection_of_a_thread():
+    """Return a secret of a site as it is stored now; empty if there is none. Called by connectors, from any thread."""
+    with connection_of_a_thread():
         return str(Site.objects.get(slug=slug).secrets.get(name, ""))
 
 
-@contextmanager
-def _connection_of_a_thread() -> Iterator[None]:
-    """Leave no connection behind in a thread that had none."""
-    is_ours = connection.connection is None
-    try:
-        yield
-    finally:
-        if is_ours:
-            connection.close()
-
-
 def request_sign_in(site: Site, *, by: User) -> SignIn:
-    """Ask the orchestrator to begin a sign-in at the site; a person confirms its code there. The last one counts."""
+    """Ask the orchestrator to start a sign-in at the site, whose code a person confirms there. It replaces an earlier one."""
     if site.is_retired:
         raise SiteRetired
     if not needs_sign_in(site):
@@ -211,12 +201,12 @@ def request_sign_in(site: Site, *, by: User) -> SignIn:
     fresh = {"state": SignInState.ASKED, "asked_at": timezone.now(), "asked_by": by, "expires_at": None}
     empty = dict.fromkeys(("address", "user_code", "message", "remedy"), "")
     sign_in, _ = SignIn.objects.update_or_create(site=site, defaults={**fresh, **empty})
-    record_act(site, by=by, text="Began to sign the portal in at the site")
+    record_act(site, by=by, text="Started signing the portal in at the site")
     return sign_in
 
 
 def request_check(site: Site) -> None:
-    """Ask the orchestrator to check the site now. Asking twice is asking once."""
+    """Ask the orchestrator to check the site now. Asking twice has the effect of asking once."""
     if site.is_retired:
         raise SiteRetired
     site.check_due_at = timezone.now()
@@ -224,17 +214,17 @@ def request_check(site: Site) -> None:
 
 
 def tell_progress(site: Site, steps: Sequence[CheckStep]) -> None:
-    """Let the site's page show how far its check is."""
+    """Let the site's page show how far its check has got."""
     Site.objects.filter(pk=site.pk).update(check_progress=[asdict(step) for step in steps])
 
 
 @transaction.atomic
 def record_check(site: Site, report: CheckReport) -> SiteCheck:
-    """Store what the orchestrator's health loop found at a site, and say when to look again.
+    """Store what the orchestrator's health loop found at a site, and schedule the next check.
 
-    Datasets are matched by name: new ones appear, known ones are brought up to date, and ones that an intact check no
-    longer finds become unavailable (their rows stay, experiments refer to them). A failed check says nothing about
-    the datasets. Only the columns named here are written: a form that is saved meanwhile loses nothing.
+    Datasets are matched by name: new ones are added, known ones updated, and those that a successful check no longer
+    finds become unavailable (their rows stay, experiments refer to them). A failed check says nothing about the
+    datasets. Only the columns named here are written: a form saved meanwhile loses nothing.
     """
     now = timezone.now()
     datasets = [DatasetReport(**storable(asdict(found))) for found in report.datasets]
@@ -284,29 +274,29 @@ def _store_dataset(site: Site, found: DatasetReport, now: Any) -> None:
 
 
 def copy_problem(dataset: Dataset, other: Dataset) -> str:
-    """Return why a dataset cannot be a copy of another one; empty when it can."""
+    """Return why a dataset cannot hold every case of another one; empty if it can."""
     if other.pk == dataset.pk:
-        return "A dataset is no copy of itself."
+        return "A dataset cannot be a copy of itself."
     if other.site_id == dataset.site_id:
-        return f"{other} lies at the same site: name datasets of other sites."
+        return f"{other} is at the same site. Choose datasets of other sites."
     if other.task_signature != dataset.task_signature:
-        return f"{other} has other channels or labels, so this dataset cannot hold its cases."
+        return f"{other} has different channels or labels, so this dataset cannot hold its cases."
     if other.cases > dataset.cases:
-        return f"{other} has more cases than this dataset, which cannot hold all of them."
+        return f"{other} has more cases than this dataset, so this dataset cannot hold all of them."
     return ""
 
 
 def set_copies(dataset: Dataset, copies: Sequence[Dataset], *, by: User) -> None:
-    """Say of which datasets this one holds every case, so that it can stand in for pooled data. Raises :class:`NoCopy`."""
+    """Record whose every case this dataset holds, so that it can serve as pooled data. Raises :class:`NoCopy`."""
     if problem := next(filter(None, (copy_problem(dataset, other) for other in copies)), ""):
         raise NoCopy(problem)
     dataset.copy_of.set(copies)
     names = ", ".join(map(str, copies)) or "no other dataset"
-    record_act(dataset.site, by=by, text=f"Said that {dataset.name} holds every case of {names}")
+    record_act(dataset.site, by=by, text=f"Recorded that {dataset.name} holds every case of {names}")
 
 
 def record_contact(slug: str, *, reached_at: datetime | None, trouble: Trouble | None) -> None:
-    """Store when a site last answered the orchestrator, and whether it does now."""
+    """Store when a site last answered the orchestrator, and whether it still does."""
     row = Site.objects.filter(slug=slug)
     if reached_at is not None:
         row.filter(models.Q(last_contact_at=None) | models.Q(last_contact_at__lt=reached_at)).update(
@@ -315,13 +305,13 @@ def record_contact(slug: str, *, reached_at: datetime | None, trouble: Trouble |
     if trouble is None:
         row.update(unreached_since=None, unreached_because="", next_try_at=None)
     else:
-        # an orchestrator that was restarted does not know since when
+        # a restarted orchestrator does not know how long this has lasted
         since = Coalesce("unreached_since", models.Value(trouble.since))
         row.update(unreached_since=since, unreached_because=trouble.reason[:300], next_try_at=trouble.next_try_at)
 
 
 def retire(site: Site, *, by: User) -> None:
-    """Take a site out of use. Its history stays; it is not checked any more and no experiment can choose it."""
+    """Take a site out of use. Its history stays; it is no longer checked, and no experiment can choose it."""
     if site.is_pool:
         raise SiteIsPool
     if site.is_retired:

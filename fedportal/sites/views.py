@@ -1,4 +1,4 @@
-"""Pages of the sites. None of them talks to a hospital: they show what the orchestrator found."""
+"""The sites' pages. None of them contacts a hospital: they show what the orchestrator found."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from fedportal.ui.permissions import OperatorRequiredMixin, operator_required, r
 CHECKS_SHOWN = 30
 EXPERIMENTS_SHOWN = 20
 UNTAKEN = timedelta(seconds=20)
-"""A requested check that nobody takes up for so long: the page asks whether an orchestrator runs."""
+"""After this time without an orchestrator starting a requested check, the page asks whether one is running."""
 
 
 def experiments_at(site: Site, user: User) -> QuerySet:
-    """The experiments that this person may see and that the site takes part in, by itself or in a baseline; newest first.
+    """The experiments that this person may see and the site takes part in, itself or in a baseline; newest first.
 
-    The room of experiments lies above this one, so its model is asked for by name and not imported.
+    The room of experiments lies above this one, so its model is looked up by name and not imported.
     """
     experiments = apps.get_model("experiments", "Experiment").objects
     of_them, of_theirs = Q(participations__site=site), Q(members__participations__site=site)
@@ -115,23 +115,23 @@ class _SiteFormView(OperatorRequiredMixin):
 
 
 class SiteCreate(_SiteFormView, CreateView):
-    done = "{} is registered. Its first check is requested."
+    done = "{} is registered. Its first check starts in a moment."
 
     def kind(self) -> str:
         return self.kwargs["kind"]
 
 
 class SiteUpdate(_SiteFormView, UpdateView):
-    """Change a site; with ``?connector=`` it gets another connector."""
+    """Change a site; ``?connector=`` switches it to another connector."""
 
-    done = "{} is saved. A check of the new settings is requested."
+    done = "{} is saved."
 
     def kind(self) -> str:
         return self.request.GET.get("connector", self.object.connector)
 
 
 class DatasetCopies(OperatorRequiredMixin, UpdateView):
-    """Say of which datasets of other sites one holds every case."""
+    """Say which datasets of other sites one holds every case of."""
 
     form_class = CopiesForm
     template_name = "sites/dataset_form.html"
@@ -159,7 +159,7 @@ def request_check(request: HttpRequest, slug: str) -> HttpResponse:
 @require_POST
 @operator_required
 def show_key(request: HttpRequest, slug: str) -> HttpResponse:
-    """Show the key that the site keeps, in this one answer; who saw it is recorded."""
+    """Show the site's key in this response only; who viewed it is recorded."""
     site = get_object_or_404(Site, slug=slug)
     key = services.show_key(site, by=request.user)
     return render(request, "sites/site_key.html", {"site": site, "key": key})
@@ -170,7 +170,7 @@ def show_key(request: HttpRequest, slug: str) -> HttpResponse:
 @require_POST
 @operator_required
 def show_handout(request: HttpRequest, slug: str) -> HttpResponse:
-    """Show what people paste at the site, in this one answer; who saw it is recorded."""
+    """Show what people paste at the site in this response only; who viewed it is recorded."""
     site = get_object_or_404(Site, slug=slug)
     definition = json.dumps(services.hand_out(site, by=request.user), indent=2)
     words = connectors()[site.connector].HANDOUT
@@ -189,7 +189,9 @@ def sign_in(request: HttpRequest, slug: str) -> HttpResponse:
 def reissue(request: HttpRequest, slug: str) -> HttpResponse:
     site = get_object_or_404(Site, slug=slug)
     services.reissue(site, by=request.user)
-    messages.success(request, f"{site} has new credentials. Hand the new definition out: the old one is refused.")
+    messages.success(
+        request, f"{site} has new credentials. Send the new definition to the hospital: the old one no longer works."
+    )
     return redirect("sites:detail", slug=slug)
 
 
@@ -198,7 +200,7 @@ def reissue(request: HttpRequest, slug: str) -> HttpResponse:
 def retire(request: HttpRequest, slug: str) -> HttpResponse:
     site = get_object_or_404(Site, slug=slug)
     services.retire(site, by=request.user)
-    messages.success(request, f"{site} is retired. Its history stays.")
+    messages.success(request, f"{site} is retired. Its history is kept.")
     return redirect("sites:detail", slug=slug)
 
 
@@ -207,5 +209,5 @@ def retire(request: HttpRequest, slug: str) -> HttpResponse:
 def reinstate(request: HttpRequest, slug: str) -> HttpResponse:
     site = get_object_or_404(Site, slug=slug)
     services.reinstate(site, by=request.user)
-    messages.success(request, f"{site} is back in use. A check is requested.")
+    messages.success(request, f"{site} is back in use. A check starts in a moment.")
     return redirect("sites:detail", slug=slug)

@@ -55,7 +55,7 @@ def test_a_second_site_of_the_same_instance_name_is_refused(operator):
     register(operator)
     answer = register(operator, name="Mainz again", slug="mainz2")
     text = answer.content.decode()
-    assert "Mainz has the instance name “mainz.example” already" in text
+    assert "Mainz already has the instance name “mainz.example”" in text
     assert not Site.objects.filter(slug="mainz2").exists()
     other = json.dumps({**COPIED, "instance_name": "ulm.example"})
     register(operator, name="Ulm", slug="ulm", definition=other)

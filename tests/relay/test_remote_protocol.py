@@ -100,7 +100,7 @@ def test_a_conf_that_kaapana_cannot_carry_is_refused_before_it_is_kept(mainz):
     from fedportal.connectors.errors import SiteRefused
 
     mainz.poll(allowed_datasets=[{"name": "brats", "identifiers": ["g" * 184] * 6000}])
-    with pytest.raises(SiteRefused, match="larger than Kaapana can take"):
+    with pytest.raises(SiteRefused, match="too large for Kaapana"):
         put()
     assert not RemoteJob.objects.exists()
 

@@ -31,7 +31,10 @@ def test_the_admin_asks_for_the_connector_first(admin, probe):
     shown = admin.get(f"/admin/sites/site/add/?connector={KIND}").content.decode()
     assert 'name="base_url"' in shown
     assert "Check due at" not in shown, "of a site that is not there yet nothing is known"
-    assert "How is the site reached?" in admin.get("/admin/sites/site/add/?connector=telepathy").content.decode()
+    assert (
+        "How does the portal reach the site?"
+        in admin.get("/admin/sites/site/add/?connector=telepathy").content.decode()
+    )
 
 
 def test_a_site_is_registered_in_the_admin(admin, probe):

@@ -184,9 +184,9 @@ def test_who_reads_the_key_of_a_site_is_recorded(operator, probe, caplog):
     assert (entry.user.username, entry.object_repr, entry.change_message) == (
         "otto",
         "Hospital mainz",
-        "Read the key of the site",
+        "Viewed the site's key",
     )
-    assert "site mainz: Read the key of the site (by otto)" in caplog.text
+    assert "site mainz: Viewed the site's key (by otto)" in caplog.text
     assert expected not in caplog.text + entry.change_message
 
 

@@ -16,9 +16,9 @@ from tests.factories import make_dataset, make_site, otto
 pytestmark = pytest.mark.django_db
 PAGE, API = "/sites/archive/datasets/Task01_BrainTumour/", "/api/sites/archive/datasets/Task01_BrainTumour/"
 REFUSED = {
-    "itself": "no copy of itself",
-    "neighbour": "lies at the same site",
-    "spleen": "other channels or labels",
+    "itself": "cannot be a copy of itself",
+    "neighbour": "is at the same site",
+    "spleen": "different channels or labels",
     "large": "more cases than this dataset",
 }
 
@@ -142,5 +142,5 @@ def test_a_pool_is_no_hospital_but_operators_find_it_in_the_admin(operator, arch
         assert ("Hospital mainz" in shown, "Hospital pool-1" in shown) == (True, False)
     assert "Hospital pool-1" in operator.get("/admin/sites/site/").content.decode()
     page = operator.get("/sites/pool-1/").content.decode()
-    assert "No hospital" in page
+    assert "This is not a hospital" in page
     assert "/sites/pool-1/edit/" not in page

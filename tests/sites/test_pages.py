@@ -134,7 +134,7 @@ def test_a_busy_site_is_not_retired_and_the_operator_reads_why(client, site):
     Participation.objects.create(experiment=experiment, site=site, dataset=site.datasets.get())
     client.force_login(otto())
     answer = client.post("/sites/mainz/retire/", headers={"referer": "http://testserver/sites/mainz/"}, follow=True)
-    assert "takes part in an experiment that is not over" in answer.content.decode()
+    assert "takes part in an experiment that has not ended" in answer.content.decode()
     assert not Site.objects.get().is_retired
 
 
@@ -213,7 +213,7 @@ def test_the_key_of_a_site_is_shown_on_request_only_and_recorded(client, probe, 
     answer = client.post("/sites/mainz/key/")
     assert f"FEDPORTAL_SITE_KEY={key}" in answer.content.decode()
     assert "no-store" in answer["Cache-Control"]
-    assert LogEntry.objects.get().change_message == "Read the key of the site"
+    assert LogEntry.objects.get().change_message == "Viewed the site's key"
     assert "(by otto)" in caplog.text
     assert key not in caplog.text
 
@@ -235,7 +235,7 @@ def test_the_page_says_how_far_a_check_is(client, site):
     client.post("/sites/mainz/check/")
     assert "A check is requested" in client.get("/sites/mainz/").content.decode()
     Site.objects.update(check_due_at=timezone.now() - timedelta(minutes=1))
-    assert "Does the orchestrator run?" in client.get("/sites/mainz/").content.decode()
+    assert "Is the orchestrator running?" in client.get("/sites/mainz/").content.decode()
     now = timezone.now()
     Site.objects.update(check_due_at=now + timedelta(minutes=10), checking_since=now - timedelta(seconds=5))
     shown = client.get("/sites/mainz/").content.decode()
@@ -273,7 +273,7 @@ def test_an_operator_signs_the_portal_in_by_a_code(client, unsigned):
     client.force_login(otto())
     assert "Not signed in" in client.get("/sites/mainz/").content.decode()
     client.post("/sites/mainz/sign-in/")
-    assert "The site is asked for a code." in client.get("/sites/mainz/").content.decode()
+    assert "The portal is asking the site for a code." in client.get("/sites/mainz/").content.decode()
     until = timezone.now() + timedelta(minutes=5)
     SignIn.objects.update(state="waiting", user_code="ABCD-EFGH", address="https://k.example/d", expires_at=until)
     shown = client.get("/sites/mainz/").content.decode()
@@ -313,7 +313,7 @@ def test_the_steps_of_a_check_under_way_are_shown_as_they_come(client, site):
     services.tell_progress(site, steps)
     client.force_login(ada())
     shown = client.get("/sites/mainz/").content.decode()
-    for words in ("resolved", "Under way", "To come"):
+    for words in ("resolved", "In progress", "To come"):
         assert words in shown
     assert "1 dataset found" not in shown, "the last check's steps would be mistaken for the new ones"
 
@@ -324,11 +324,11 @@ def test_a_site_that_is_not_reached_says_since_when_and_when_it_is_tried_again(c
     Site.objects.update(unreached_since=since, next_try_at=next_try, unreached_because="It is dead.")
     client.force_login(ada())
     text = client.get(site_page := f"/sites/{site.slug}/").content.decode()
-    assert "Not reached since" in text
+    assert "Unreachable since" in text
     assert since.strftime("%H:%M") in text
     assert re.search(r"next try in \d+ s\. It is dead\.", text)
     Site.objects.update(unreached_since=None, next_try_at=None)
-    assert "Not reached" not in client.get(site_page).content.decode()
+    assert "Unreachable" not in client.get(site_page).content.decode()
 
 
 def test_a_step_that_is_worth_a_look_says_what_to_do_and_the_site_stays_ready(client):

@@ -18,7 +18,7 @@ def case_counts_tag(context: template.Context, dataset: Dataset) -> CaseCounts:
 
 @register.filter
 def public_count(number: int) -> Count:
-    """Return a number of cases as everybody may know it, for what is sent to many people at once."""
+    """Return a number of cases as everybody may see it, for content that is sent to many people at once."""
     return count_for(None, 0, number)
 
 

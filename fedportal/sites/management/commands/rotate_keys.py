@@ -1,4 +1,4 @@
-"""``manage.py rotate_keys``: encrypt all stored site credentials anew with the first key of FEDPORTAL_KEYS."""
+"""``manage.py rotate_keys``: re-encrypt all stored site credentials with the first key of FEDPORTAL_KEYS."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from fedportal.sites.models import Site
 
 class Command(BaseCommand):
     help = (
-        "Encrypt all stored site credentials anew with the first key of FEDPORTAL_KEYS. To change the key: put the new "
-        "one in front of the old one, restart, run this command, remove the old one, restart."
+        "Re-encrypt all stored site credentials with the first key of FEDPORTAL_KEYS. To change the key: put the new one "
+        "before the old one, restart, run this command, remove the old one, restart."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -26,4 +26,4 @@ class Command(BaseCommand):
                 if site.secrets:
                     site.save(update_fields=["secrets"])
                     rotated += 1
-        self.stdout.write(f"The credentials of {rotated} site(s) are encrypted with the first key now.")
+        self.stdout.write(f"Re-encrypted the credentials of {rotated} site(s) with the first key.")
