@@ -1,6 +1,6 @@
 """Settings of the portal: one file, everything from the environment, safe values as defaults.
 
-``docs/operations.md`` lists the variables. A missing secret stops the start unless ``DEBUG`` is on.
+``docs/operations.md`` lists the variables. Without its secrets the portal does not start, unless ``DEBUG`` is on.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ VERSION = re.search(r"^## \[?v?([0-9][^\]\s]*)", (BASE_DIR / "CHANGELOG.md").rea
 
 
 def secret(name: str) -> str:
-    """Return a secret from NAME or from the file that NAME_FILE names; a throw-away one only with DEBUG."""
+    """Return a secret from NAME or from the file named by NAME_FILE; with DEBUG, fall back to an insecure default."""
     if path := env(f"{name}_FILE", default=""):
         return Path(path).read_text().strip()
     if value := env(name, default=""):
@@ -104,7 +104,7 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# --- channels: no layer by default; sockets tail rows, a layer would only say "look" ----------------
+# --- channels: sockets tail rows, so there is no layer -----------------------------------------------
 CHANNEL_LAYERS = {}
 
 # --- object store: any S3 ---------------------------------------------------------------------------
@@ -155,7 +155,7 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Federated learning for medical image segmentation across hospitals.",
     "VERSION": VERSION,
     "SERVE_INCLUDE_SCHEMA": False,
-    # It holds no secret, but to make it takes a second of a processor: not for strangers, as often as they like
+    # it contains no secrets, but takes a second of CPU time to build: not for strangers
     "SERVE_PERMISSIONS": ["rest_framework.permissions.IsAuthenticated"],
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
@@ -172,7 +172,7 @@ SPECTACULAR_SETTINGS = {
             "attemptToken": {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "Token of one attempt of a site run; the trainer derives it from its key.",
+                "description": "Token of one attempt of a site run. The trainer derives it from the site's key.",
             }
         }
     },
@@ -182,7 +182,7 @@ SPECTACULAR_SETTINGS = {
 # --- static files -----------------------------------------------------------------------------------
 STATIC_URL = "static/"
 STATIC_FROM_SOURCE = env.bool("FEDPORTAL_STATIC_FROM_SOURCE", default=DEBUG)
-"""Serve static files from where they lie, without ``collectstatic``: development and demo."""
+"""Serve static files from the source folders, without ``collectstatic``: for development and the demo."""
 STATIC_ROOT = BASE_DIR / "staticfiles"
 STATICFILES_DIRS = [BASE_DIR / "static"]
 STATICFILES_FINDERS = [
@@ -234,7 +234,7 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": env("LOG_LEVEL", default="INFO")},
-    # of a request that it sends again it writes the whole address, with its signature
+    # when it repeats a request, it logs the whole address with its signature
     "loggers": {"urllib3.connectionpool": {"level": "ERROR"}},
 }
 
@@ -247,18 +247,18 @@ FEDPORTAL_PUBLIC_URL = env("FEDPORTAL_PUBLIC_URL", default="http://127.0.0.1:800
 """Address under which sites reach the portal (metric records)."""
 FEDPORTAL_ATTEMPT_SECRET = hashlib.sha256(b"attempts:" + SECRET_KEY.encode()).digest()
 FEDPORTAL_FILE_RELAY = env.bool("FEDPORTAL_FILE_RELAY", default=False)
-"""Whether this process passes files on between polling sites and the store. Only one with a streaming server should."""
+"""Whether this process relays files between polling sites and the store. Only one with a streaming server should."""
 FEDPORTAL_SPOOL = Path(env("FEDPORTAL_SPOOL", default=str(STATE_DIR / "spool")))
-"""Where the orchestrator keeps updates while it aggregates them; may be emptied at any time."""
+"""Where the orchestrator keeps updates while it aggregates them. It may be emptied at any time."""
 FEDPORTAL_TRAINER_SOCKET = env("FEDPORTAL_TRAINER_SOCKET", default=str(STATE_DIR / "trainer.sock"))
 FEDPORTAL_WORKER_ID = env("FEDPORTAL_WORKER_ID", default="")
 FEDPORTAL_AGGREGATION_MEMORY = env.int("FEDPORTAL_AGGREGATION_MEMORY_MB", default=4096) * 2**20
 FEDPORTAL_TRAINER_MEMORY = env.int("FEDPORTAL_TRAINER_MEMORY_MB", default=8192) * 2**20
-"""What the trainer may take on the portal's machine for an initial model or a bundle."""
+"""Most memory for the trainer on the portal's machine, to make an initial model or a bundle."""
 FEDPORTAL_MOST_PARAMETERS = env.int("FEDPORTAL_MOST_PARAMETERS", default=250_000_000)
-"""A recipe with a larger network is refused: 250 million are 1 GB per update and site."""
+"""A recipe with a larger network is refused: 250 million parameters are 1 GB per update and site."""
 FEDPORTAL_TRAINING_MEMORY = round(env.float("FEDPORTAL_TRAINING_MEMORY_GB", default=80.0) * 10**9)
-"""A recipe that would take more at a site is refused: 80 GB are the largest GPUs at hand."""
+"""A recipe that needs more memory at a site is refused: the largest common GPUs have 80 GB."""
 FEDPORTAL_SMALL_COUNT = env.int("FEDPORTAL_SMALL_COUNT", default=5)
-"""Smaller numbers of cases are told only to operators and the site's stewards."""
+"""Smaller numbers of cases are shown only to operators and the site's stewards."""
 FEDPORTAL_URL_HOURS = env.float("FEDPORTAL_URL_HOURS", default=24.0)

@@ -1,7 +1,8 @@
 """The one place where errors become words: a message on a page, a problem document (RFC 9457) in the API.
 
-Three families. *Domain* errors subclass :class:`DomainError`: the docstring is the default message. *Store* errors come
-from the object store. *Everything else* is a bug: logged with its traceback under a reference that the person sees.
+There are three families. *Domain* errors subclass :class:`DomainError`; their docstring is the default message. *Store*
+errors come from the object store. *Everything else* is a bug: logged with its traceback, under a reference that the
+person sees.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import secrets
 from http import HTTPStatus
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.db import DataError
@@ -25,8 +27,10 @@ from fedportal.connectors.errors import StoreError, StoreUnreachable
 
 logger = logging.getLogger(__name__)
 
-TOO_LARGE = "This is more than the portal takes at once. Send less."
-NOT_STORABLE = "There is a character in this that no text has, or a number that is too large. Leave it out."
+TOO_LARGE = "This is more than the portal accepts at once. Send less."
+NOT_STORABLE = (
+    "This contains a character that cannot be stored, or a number that is too large. Remove it and try again."
+)
 
 
 class DomainError(Exception):
@@ -43,42 +47,49 @@ class DomainError(Exception):
 
 
 def new_reference() -> str:
-    """Return six letters and digits that lead from what a person saw to the line in the log."""
+    """Return six letters and digits that connect what a person saw with the line in the log."""
     return secrets.token_hex(3)
 
 
 def _known(error: Exception) -> tuple[HTTPStatus, str] | None:
-    """Return status and text for people of an expected error, ``None`` of a bug."""
+    """Return the status and text for an expected error; ``None`` for a bug."""
     if isinstance(error, DomainError):
         return error.status, error.message
     if isinstance(error, RequestDataTooBig):
         return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE
-    if isinstance(error, DataError):  # PostgreSQL looks for no text with a zero in it; SQLite finds nothing
+    if isinstance(
+        error, DataError
+    ):  # PostgreSQL refuses text with a NUL in it, even in a search; SQLite just finds nothing
         logger.warning("The database does not take a value: %s", error)
         return HTTPStatus.BAD_REQUEST, NOT_STORABLE
     if isinstance(error, StoreUnreachable):
-        return HTTPStatus.SERVICE_UNAVAILABLE, "The object store does not answer at the moment. Try again in a minute."
+        return HTTPStatus.SERVICE_UNAVAILABLE, "The object store is not answering. Try again in a minute."
     if isinstance(error, StoreError):
-        return HTTPStatus.NOT_FOUND, f"The object store cannot give this out: {error}"
+        return HTTPStatus.NOT_FOUND, f"The object store cannot provide this: {error}"
     return None
 
 
 def page_response(request: HttpRequest, error: Exception) -> HttpResponse | None:
     """Answer an expected error on a page, or return ``None``.
 
-    After a POST the person goes back to where the button was and reads the message there; a GET gets an error page.
+    After a POST the person returns to the page with the button and sees the message there; a GET gets an error page.
     """
     known = _known(error)
     if known is None:
         return None
     status, text = known
-    if request.method == "GET":
+    if request.method in ("GET", "HEAD"):
         context = {"title": status.phrase, "text": text}
         return render(request, "errors/refused.html", context, status=status)
     messages.error(request, text)
+    return redirect_back(request)
+
+
+def redirect_back(request: HttpRequest) -> HttpResponse:
+    """Redirect to the page that the person came from, or to the dashboard if that is not one of the portal's."""
     back = request.META.get("HTTP_REFERER", "")
     safe = url_has_allowed_host_and_scheme(back, {request.get_host()}, require_https=request.is_secure())
-    return redirect(back if safe else "/")
+    return redirect(back if safe else settings.LOGIN_REDIRECT_URL)
 
 
 def problem(status: HTTPStatus, detail: str, **more: Any) -> Response:
@@ -88,9 +99,9 @@ def problem(status: HTTPStatus, detail: str, **more: Any) -> Response:
 
 
 def api_exception_handler(error: Exception, context: dict[str, Any]) -> Response:
-    """DRF's exception handler: every error of the API leaves as ``application/problem+json``.
+    """DRF's exception handler: every API error is sent as ``application/problem+json``.
 
-    Refused input carries ``errors``: field name → list of sentences.
+    Invalid input has ``errors``: field name → list of sentences.
     """
     known = _known(error)
     if known is not None:
@@ -106,11 +117,11 @@ def api_exception_handler(error: Exception, context: dict[str, Any]) -> Response
         logger.exception("reference %s: %s %s failed", reference, request.method, request.path, exc_info=error)
         return problem(
             HTTPStatus.INTERNAL_SERVER_ERROR,
-            f"Something went wrong in the portal (reference {reference}).",
+            f"Something went wrong in the portal. Give an operator this reference: {reference}.",
             reference=reference,
         )
     if isinstance(error, exceptions.ValidationError):
-        response = problem(HTTPStatus.BAD_REQUEST, "The input was refused.", errors=plain.data)
+        response = problem(HTTPStatus.BAD_REQUEST, "Some of the input is invalid.", errors=plain.data)
     else:
         response = problem(HTTPStatus(plain.status_code), str(error.detail))
     for name in ("WWW-Authenticate", "Retry-After"):

@@ -1,4 +1,4 @@
-"""How every form looks: one template for a form, one for a field. And the field for some of many rows."""
+"""How every form looks: one template for a form, one for a field. And a field for choosing rows of a table."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from django.forms.renderers import TemplatesSetting
 class PortalRenderer(TemplatesSetting):
     """Render forms with ``templates/django/forms/``: label, control, help, errors, ``aria-describedby``.
 
-    A form may give a field a ``unit`` attribute (``form.fields["threads"].unit = "threads"``): it is shown behind
+    A form may give a field a ``unit`` attribute (``form.fields["threads"].unit = "threads"``): it is shown after
     the control. ``{{ form }}`` renders all fields, ``{{ form.name.as_field_group }}`` one.
     """
 
@@ -19,7 +19,7 @@ class PortalRenderer(TemplatesSetting):
 
 
 class RowsField(forms.ModelMultipleChoiceField):
-    """Some rows of a table, to tick. Django hands any whole number on to the database, which breaks on large ones."""
+    """Choose rows of a table by checkboxes. Django would pass any integer to the database, which fails on large ones."""
 
     widget = forms.CheckboxSelectMultiple
 

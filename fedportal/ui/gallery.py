@@ -13,7 +13,7 @@ from fedportal.ui.icons import ICONS, OF_COLOUR
 
 
 class GalleryForm(forms.Form):
-    """Every kind of control, none of which does anything. Sent empty, it shows its errors."""
+    """Every kind of control. None does anything; an empty form shows its errors."""
 
     title = forms.CharField(max_length=120, help_text="A name that you will recognise in a list.")
     question = forms.CharField(widget=forms.Textarea(attrs={"rows": 3}), required=False)
@@ -47,8 +47,6 @@ def gallery_context() -> dict[str, Any]:
         "moments": [now, now - timedelta(minutes=4), now - timedelta(days=3), now + timedelta(hours=2)],
         "sizes": [0, 820, 1_234_567, 76_000_000_000],
         "spans": [0.42, 38, 192, timedelta(hours=2, minutes=5), timedelta(days=3, hours=4)],
-        "tabs": [("Curves", "#tabs", True), ("Rounds", "#tabs", False), ("Models", "#tabs", False)],
-        "crumbs": [("Experiments", "#breadcrumb"), ("Brain tumours, three hospitals", "")],
         "tokens": ["page", "surface", "sunken", "line", "line-strong", "text", "muted", "accent", *OF_COLOUR],
         "series": range(1, 9),
     }

@@ -12,7 +12,7 @@ ICONS: dict[str, str] = {
     "busy": '<path d="M12 3.5a8.5 8.5 0 1 0 8.5 8.5"/><path d="M12 8v4l2.5 2"/>',
     "clock": '<circle cx="12" cy="12" r="9"/><path d="M12 7v5l3.5 2.5"/>',
     "unknown": '<circle cx="12" cy="12" r="9"/><path d="M9.3 9.4a2.8 2.8 0 1 1 4 2.6c-.9.5-1.3 1-1.3 2m0 2.9v.1"/>',
-    # acts
+    # actions
     "play": '<path d="M7.5 5v14l11-7-11-7Z"/>',
     "pause": '<path d="M8 5.5v13m8-13v13"/>',
     "stop": '<rect x="6" y="6" width="12" height="12" rx="1.5"/>',
@@ -26,12 +26,10 @@ ICONS: dict[str, str] = {
     "search": '<circle cx="10.5" cy="10.5" r="6"/><path d="m15 15 5 5"/>',
     "filter": '<path d="M4 6.5h16M7 12h10m-7 5.5h4"/>',
     "save": '<path d="M5 4.5h11l3 3v12H5v-15Z"/><path d="M8.5 4.5v4.5h6V4.5M8.5 19.5v-6h7v6"/>',
-    # ways
+    # directions
     "chevron-right": '<path d="m9.5 6 6 6-6 6"/>',
     "chevron-left": '<path d="m14.5 6-6 6 6 6"/>',
     "chevron-down": '<path d="m6 9.5 6 6 6-6"/>',
-    "arrow-right": '<path d="M4.5 12h15m-5.5-5.5 5.5 5.5-5.5 5.5"/>',
-    "external": '<path d="M14 4.5h5.5V10M19 5l-8.5 8.5"/><path d="M16.5 13.5v6h-12v-12h6"/>',
     "menu": '<path d="M4 7h16M4 12h16M4 17h16"/>',
     # things
     "dashboard": '<path d="M4 4h7v8H4zm9 0h7v5h-7zM4 15h7v5H4zm9-3h7v8h-7z"/>',
@@ -47,7 +45,6 @@ ICONS: dict[str, str] = {
     "shield": '<path d="M12 3 4.5 6v5.5c0 4.6 3 7.9 7.5 9.5 4.5-1.6 7.5-4.9 7.5-9.5V6L12 3Z"/><path d="m8.8 12 2.3 2.3 4.2-4.4"/>',
     "api": '<path d="m8.5 7.5-5 4.5 5 4.5m7-9 5 4.5-5 4.5M13.5 5l-3 14"/>',
     "settings": '<path d="M4 7.5h8m5 0h3M4 16.5h3m5 0h8"/><circle cx="14.5" cy="7.5" r="2.4"/><circle cx="9.5" cy="16.5" r="2.4"/>',
-    "mail": '<rect x="3.5" y="5.5" width="17" height="13" rx="1.5"/><path d="m4 7 8 6 8-6"/>',
     "sign-in": '<path d="M14 4.5h5v15h-5M4.5 12h10m-4-4.5L15 12l-4.5 4.5"/>',
     "sign-out": '<path d="M10 4.5H5v15h5M9.5 12h10m-4-4.5L20 12l-4.5 4.5"/>',
     "theme-auto": '<circle cx="12" cy="12" r="8.5"/><path d="M12 3.5v17a8.5 8.5 0 0 0 0-17Z" fill="currentColor"/>',
@@ -56,4 +53,4 @@ ICONS: dict[str, str] = {
 }
 
 OF_COLOUR = {"quiet": "circle", "busy": "busy", "good": "check", "warn": "alert", "bad": "cross"}
-"""The icon that stands beside the word of a state, so that colour is never its only sign."""
+"""The icon beside the name of a state, so that a state is never shown by colour alone."""

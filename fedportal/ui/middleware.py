@@ -1,4 +1,4 @@
-"""What happens around every page: the content security policy, and domain errors told to people."""
+"""What happens around every page: the content security policy, and messages for domain errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ContentSecurityPolicyMiddleware:
 
 
 class DomainErrorMiddleware:
-    """Turn a domain error that a view let through into a message and the way back (see ``ui/errors.py``)."""
+    """Turn a domain error that a view raises into a message for the person (see ``ui/errors.py``)."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response

@@ -1,9 +1,9 @@
-"""How the API cuts long lists into pages."""
+"""How the API splits long lists into pages."""
 
 from rest_framework.pagination import LimitOffsetPagination
 
 
 class PortalPagination(LimitOffsetPagination):
-    """``?limit=`` and ``?offset=``; whoever asks for more than the most gets the most, and ``next`` leads on."""
+    """``?limit=`` and ``?offset=``. A larger limit counts as ``max_limit``; ``next`` has the address of the next page."""
 
     max_limit = 500

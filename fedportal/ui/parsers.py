@@ -15,7 +15,7 @@ from trainer.contract.checks import read_json
 
 
 class PortalJSONParser(JSONParser):
-    """JSON that nobody can follow, store or repeat is the sender's mistake and not a bug of the portal."""
+    """Answers JSON that cannot be parsed, stored or sent back with 400: it is the sender's mistake, not a bug."""
 
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None

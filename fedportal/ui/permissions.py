@@ -1,4 +1,4 @@
-"""Who may do what on a page or in the API. A stranger to an object gets 404, a colleague without the right 403."""
+"""Who may do what, on pages and in the API. 404 for an object that one may not see, 403 for a forbidden action."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class IsOperator(permissions.BasePermission):
 
 
 class ReadOnlyUnlessOperator(permissions.BasePermission):
-    """Everybody who is signed in reads; operators write."""
+    """Everybody who is signed in may read; operators may write."""
 
     message = OPERATORS_ONLY
 

@@ -1,4 +1,4 @@
-"""The OpenAPI page: what stands beside an address."""
+"""The OpenAPI page: the summaries beside the addresses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def add_summaries(result: dict[str, Any], **_: Any) -> dict[str, Any]:
-    """Give every operation the first sentence of its description as its summary, so that the folded list can be read."""
+    """Use the first sentence of each operation's description as its summary, so that the collapsed list can be read."""
     for operations in result["paths"].values():
         for operation in operations.values():
             sentence = " ".join(operation.get("description", "").split("\n\n")[0].split()).split(". ")[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""What every serializer of a request has in common."""
+"""What all serializers of requests have in common."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rest_framework import serializers
 
 
 class StrictSerializer(serializers.Serializer):
-    """Refuses fields it does not know: a misspelt setting must not be ignored in silence."""
+    """Refuses unknown fields: a misspelt setting must not be silently ignored."""
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, Mapping):

@@ -1,4 +1,4 @@
-"""Plotly's script as a static file: it is served from the installed plotly wheel and never copied in."""
+"""Plotly's script as a static file, served from the installed plotly wheel and never copied into the repository."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Light, dark, or as the machine says: a cookie that the server reads, so that no page flashes."""
+"""Light, dark or the system's theme: kept in a cookie that the server reads, so that no page flashes."""
 
 from __future__ import annotations
 
 from django.http import HttpRequest
 
 COOKIE = "theme"
-THEMES = {"auto": "As the system", "light": "Light", "dark": "Dark"}
+THEMES = {"auto": "System", "light": "Light", "dark": "Dark"}
 
 
 def theme_of(request: HttpRequest | None) -> str:
-    """Return the theme that this browser chose; anything unknown counts as ``auto``."""
+    """Return the theme chosen in this browser; anything unknown counts as ``auto``."""
     chosen = request.COOKIES.get(COOKIE, "auto") if request else "auto"
     return chosen if chosen in THEMES else "auto"

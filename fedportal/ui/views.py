@@ -9,12 +9,11 @@ from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import RequestDataTooBig
 from django.db import DatabaseError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import redirect, render
-from django.utils.http import url_has_allowed_host_and_scheme
+from django.shortcuts import render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 
-from fedportal.ui.errors import TOO_LARGE, new_reference
+from fedportal.ui.errors import TOO_LARGE, new_reference, redirect_back
 from fedportal.ui.gallery import GalleryForm, gallery_context
 from fedportal.ui.permissions import operator_required
 from fedportal.ui.theme import COOKIE, THEMES
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Say that too much was sent. Anything else gets a page that stands alone: the address itself may be refused."""
+    """Say that too much was sent. Anything else gets a stand-alone page: the host name itself may be the problem."""
     if not isinstance(exception, RequestDataTooBig):
         return render(None, "errors/400.html", status=400)
     context = {"title": "Too large", "text": TOO_LARGE}
@@ -36,7 +35,7 @@ def forbidden(request: HttpRequest, exception: Exception | None = None) -> HttpR
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:  # noqa: ARG001  Django logs the reason
     """Answer a form without a valid CSRF token."""
-    text = "This form had grown old, or the browser sends no cookies. Go back, reload the page and try again."
+    text = "The form has expired, or your browser blocks cookies. Go back, reload the page and try again."
     return render(request, "errors/403.html", {"title": "The form was not sent", "text": text}, status=403)
 
 
@@ -46,7 +45,7 @@ def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpR
 
 @login_not_required
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Show a reference. The page stands alone: whatever broke may be what the other pages are made of."""
+    """Show a reference, on a stand-alone page: what broke may be something that the other pages need."""
     reference = new_reference()
     logger.error("reference %s: %s %s failed", reference, request.method, request.path)
     return render(None, "errors/500.html", {"reference": reference}, status=500)
@@ -56,7 +55,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_safe
 def healthz(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
-    """Say whether this web process answers and reaches the database; 503 when it does not."""
+    """Say whether this web process can reach the database; 503 if it cannot."""
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -71,9 +70,7 @@ def healthz(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
 def set_theme(request: HttpRequest) -> HttpResponse:
     """Remember the theme of this browser in a cookie, so that the first paint is right even without scripts."""
     theme = request.POST.get("theme", "")
-    back = request.META.get("HTTP_REFERER", "")
-    safe = url_has_allowed_host_and_scheme(back, {request.get_host()}, require_https=request.is_secure())
-    response = redirect(back if safe else settings.LOGIN_REDIRECT_URL)
+    response = redirect_back(request)
     if theme in THEMES:
         year = 365 * 24 * 3600
         response.set_cookie(COOKIE, theme, max_age=year, samesite="Lax", secure=request.is_secure())
@@ -83,6 +80,6 @@ def set_theme(request: HttpRequest) -> HttpResponse:
 @operator_required
 @require_safe
 def gallery(request: HttpRequest) -> HttpResponse:
-    """Show every component once, for those who build pages and for the screenshot tests."""
+    """Show every component once, for people who build pages and for the screenshot tests."""
     form = GalleryForm(request.GET if request.GET else None)
     return render(request, "ui/gallery.html", {"form": form, **gallery_context()})

@@ -128,9 +128,9 @@ def test_forbidden_pages_carry_the_reason_and_missing_ones_no_detail(browser):
     ("name", "status", "detail"),
     [
         ("refused", 409, "The experiment is over."),
-        ("store", 503, "The object store does not answer at the moment. Try again in a minute."),
-        ("missing", 404, "The object store cannot give this out: no such object"),
-        ("validation", 400, "The input was refused."),
+        ("store", 503, "The object store is not answering. Try again in a minute."),
+        ("missing", 404, "The object store cannot provide this: no such object"),
+        ("validation", 400, "Some of the input is invalid."),
         ("denied", 403, "Only operators."),
         ("nothing", 404, "Not found."),
         ("throttled", 429, "Request was throttled. Expected available in 7 seconds."),

@@ -96,7 +96,7 @@ def test_a_page_that_needs_sign_in_leads_there_and_back(client):
 def test_a_form_without_a_token_is_refused_in_words():
     answer = Client(enforce_csrf_checks=True).post("/accounts/login/", {"username": "ada"})
     assert answer.status_code == 403
-    assert "This form had grown old" in answer.content.decode()
+    assert "The form has expired" in answer.content.decode()
 
 
 def test_an_address_that_is_not_the_portals_is_refused_in_words(client):

@@ -28,7 +28,7 @@ def test_a_body_that_is_too_large_is_refused_in_words(settings):
     program.force_authenticate(ada())
     answer = program.post("/api/experiments/", data='{"title": "' + "a" * 2000 + '"}', content_type="application/json")
     assert answer.status_code == 413
-    assert "more than the portal takes" in answer.data["detail"]
+    assert "more than the portal accepts" in answer.data["detail"]
 
 
 @pytest.mark.django_db
@@ -40,4 +40,4 @@ def test_a_form_that_is_too_large_is_refused_on_a_page(settings):
     body = "first_name=" + "a" * 2000
     answer = client.post("/accounts/profile/", body, content_type="application/x-www-form-urlencoded")
     assert answer.status_code == 413
-    assert "more than the portal takes" in answer.content.decode()
+    assert "more than the portal accepts" in answer.content.decode()

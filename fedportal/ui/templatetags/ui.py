@@ -21,7 +21,7 @@ register = template.Library()
 
 @register.simple_tag
 def icon(name: str, label: str = "") -> SafeString:
-    """Draw an icon. It is decoration and hidden from screen readers unless it gets a ``label``."""
+    """Draw an icon. It is hidden from screen readers unless it has a ``label``."""
     drawing = mark_safe(ICONS[name])  # noqa: S308  our own constants
     if label:
         return format_html('<svg class="icon" viewBox="0 0 24 24" role="img" aria-label="{}">{}</svg>', label, drawing)
@@ -30,7 +30,7 @@ def icon(name: str, label: str = "") -> SafeString:
 
 @register.simple_tag
 def badge(colour: str, label: str, icon_name: str = "") -> SafeString:
-    """Draw a state: icon and word, tinted. ``colour`` is one of quiet, busy, good, warn, bad."""
+    """Draw a state: a tinted icon and word. ``colour`` is one of quiet, busy, good, warn, bad."""
     return format_html('<span class="badge badge--{}">{}{}</span>', colour, icon(icon_name or OF_COLOUR[colour]), label)
 
 
@@ -102,7 +102,7 @@ def duration(value: timedelta | float | None) -> str:
 
 @register.simple_tag(takes_context=True)
 def theme(context: template.Context) -> str:
-    """Return auto, light or dark, as this browser chose (for ``<html data-theme>``)."""
+    """Return auto, light or dark, as chosen in this browser (for ``<html data-theme>``)."""
     return theme_of(context.get("request"))
 
 
@@ -118,7 +118,7 @@ def version() -> str:
 
 @register.simple_tag(takes_context=True)
 def here(context: template.Context, *prefixes: str) -> SafeString:
-    """Mark the link of the section that the visitor is in: ``aria-current="page"`` or ``"true"`` or nothing.
+    """Mark the link of the current section: ``aria-current="page"``, ``"true"`` or nothing.
 
     ``"/"`` only matches the front page itself.
     """
@@ -137,7 +137,7 @@ class _Compact(DjangoJSONEncoder):
 
 @register.filter
 def page_data(data: Any, element_id: str) -> SafeString:
-    """Hand data to a page's script, as Django's ``json_script``, but without a blank between any two of many numbers."""
+    """Pass data to a page's script like Django's ``json_script``, but without a space between every two numbers."""
     return json_script(data, element_id, encoder=_Compact)
 
 
