@@ -1,1 +1,1 @@
-"""The demo: the whole main job on one machine, with nothing but this repository. Never for production."""
+"""The demo: a whole federated experiment on one machine, with nothing but this repository. Not for production."""

@@ -1,7 +1,7 @@
-"""``python -m fedportal.demo``: start (or go on with) the demo. ``make demo`` calls it.
+"""``python -m fedportal.demo``: start or resume the demo. ``make demo`` calls it.
 
-Order matters for the newcomer's patience: the object store, the warm trainer and the demo data take the longest,
-so they start first and side by side; the portal answers as soon as its database is there.
+The order keeps the wait short: the object store, the warm trainer and the demo data take longest, so they start first
+and in parallel; the portal answers as soon as its database exists.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedportal.demo.state import HOST, DemoError, DemoState
 
 ROOT = Path(__file__).resolve().parents[2]
 STORE_TIMEOUT = 300.0
-"""Seconds. It is there after two, and a minute later than that on a machine that has much else to do."""
+"""Seconds. Usually it takes two, but a minute or more on a busy machine."""
 HOSPITALS = (
     ("linden", "Linden Hospital", "Lindenau"),
     ("seeblick", "Seeblick Clinic", "Seeblick"),
@@ -41,31 +41,33 @@ HOSPITALS = (
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="make demo", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="make demo", description="Start or resume the demo.")
     parser.add_argument("--sites", type=int, default=3, help="number of demo hospitals, 2 to 8 (default 3)")
     parser.add_argument("--rounds", type=int, default=12, help="rounds of the reference experiment (default 12)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training (default 0)")
     parser.add_argument("--port", type=int, help="port of the portal (default 8000 or the next free one)")
     parser.add_argument(
-        "--airflow", action="store_true", help="the hospitals are real Airflow servers, 2.11 and 3 (make airflow)"
+        "--airflow",
+        action="store_true",
+        help="use real Airflow servers, 2.11 and 3, as hospitals (run make airflow first)",
     )
+    parser.add_argument("--headless", action="store_true", help="for scripts: print only the JSON summary to stdout")
     parser.add_argument(
-        "--headless", action="store_true", help="for scripts: no greeting, only the JSON summary on stdout"
+        "--baselines", action="store_true", help="also wait for the baselines, and add the comparison to the summary"
     )
+    parser.add_argument("--exit", action="store_true", help="stop everything when the experiment has ended")
+    parser.add_argument("--remove", action="store_true", help="only remove everything that the demo created")
     parser.add_argument(
-        "--baselines", action="store_true", help="wait for the baselines, too, and add the comparison to the summary"
+        "--state", type=Path, help="folder for everything that the demo creates (default .demo or .demo-airflow)"
     )
-    parser.add_argument("--exit", action="store_true", help="stop everything once the experiment has ended")
-    parser.add_argument("--remove", action="store_true", help="remove all that the demo made, and do nothing else")
-    parser.add_argument("--state", type=Path, help="folder for all that the demo makes (.demo, .demo-airflow)")
     options = parser.parse_args(argv)
     options.state = options.state or ROOT / (".demo-airflow" if options.airflow else ".demo")
     if not 2 <= options.sites <= len(HOSPITALS):
-        parser.error(f"--sites: 2 to {len(HOSPITALS)}")
+        parser.error(f"--sites must be 2 to {len(HOSPITALS)}")
     if not 1 <= options.rounds <= 10_000:
-        parser.error("--rounds: 1 to 10000")
+        parser.error("--rounds must be 1 to 10000")
     if not 0 <= options.seed < 2**31:
-        parser.error("--seed: 0 to 2147483647")
+        parser.error("--seed must be 0 to 2147483647")
     return options
 
 
@@ -90,7 +92,7 @@ def main(argv: list[str]) -> int:
         print_to_stderr(f"\n{error}")
         return 1
     except KeyboardInterrupt:
-        say("\nStopping. `make demo` goes on where this stops.")
+        say("\nStopping. Run `make demo` to continue where you left off.")
         return 130
     finally:
         if airflow is not None:
@@ -102,12 +104,12 @@ def main(argv: list[str]) -> int:
 
 
 def run(options, state, values, environment, processes, airflow, say) -> int:
-    """Bring everything up, start the reference experiment, stay until it is told to stop."""
+    """Start everything and the reference experiment; return when told to stop."""
     python = sys.executable
     begun = time.monotonic()
     say(f"Preparing the demo in {state.folder} …")
     os.environ.update(environment)
-    # The warm server outlives a demo that is killed, and the next one goes on with it.
+    # The warm trainer outlives a killed demo, and the next one uses it again.
     state.trainer.start_server(wait=False)
     if airflow is not None:
         airflow.start()
@@ -125,14 +127,14 @@ def run(options, state, values, environment, processes, airflow, say) -> int:
         state.weed.start(timeout=STORE_TIMEOUT)
     except StoreError as error:
         log = state.weed.folder / "weed.log"
-        raise DemoError(f"The object store does not start; {log} says why. {error}") from error
+        raise DemoError(f"The object store did not start. See {log}.\n{error}") from error
     processes.finish("migrate", migrate)
     port = values["port"]
     processes.start("portal", [python, "-m", "daphne", "-b", HOST, "-p", str(port), "fedportal.asgi:application"])
     processes.finish("phantoms", phantoms)
     processes.start("orchestrator", [python, "manage.py", "orchestrate"])
 
-    from fedportal.demo import portal  # Django needs the environment that was made just now
+    from fedportal.demo import portal  # Django needs the environment set above
 
     portal.set_up()
     if airflow is not None:
@@ -159,7 +161,7 @@ def run(options, state, values, environment, processes, airflow, say) -> int:
 
 
 def remove(state: DemoState) -> int:
-    """End what outlives the demo, trainings too, and delete the folder."""
+    """Stop what outlives the demo, including trainings, and delete the folder."""
     for run in state.folder.glob("work/*/runs/*"):
         LocalConnector(data_root=state.hospitals, work_dir=run.parents[1]).cancel(run.name)
     end_orphans(state)
@@ -170,13 +172,13 @@ def remove(state: DemoState) -> int:
 
 
 def stay(options, state, portal, experiment, processes, airflow, say, answers_at: float) -> int:
-    """Keep the processes alive; with ``--headless`` or ``--exit`` report when the experiment has ended, with ``--baselines``
-    when all that stands beside it has, too."""
+    """Keep the processes alive, and report when the experiment has ended; with ``--baselines``, when all its baselines
+    have ended, too."""
     told = False
     has_ended = portal.family_has_ended if options.baselines else portal.has_ended
     while True:
         for name in [*processes.watch(), *(airflow.watch() if airflow else ())]:
-            say(f"The {name} had stopped and was started again.")
+            say(f"The {name} stopped and has been restarted.")
         if not told and has_ended(experiment):
             told = True
             summary = portal.summary(experiment, answers_at=answers_at)
@@ -200,30 +202,30 @@ def greet(
     people = "\n".join(f"    {name:<{width}}   {password}" for name, password in passwords.items())
     if servers:
         pages = (f"    {slug:<{width}}   {server.url}   {server.password}" for slug, server in servers.items())
-        people += f"\n\n  The hospitals' own Airflow pages, sign in as {USER}\n\n" + "\n".join(pages)
+        people += f"\n\n  The hospitals' own Airflow pages (sign in as {USER})\n\n" + "\n".join(pages)
     print(
         f"""
   fedportal is running (ready after {seconds:.0f} s). Open
 
     {address}/experiments/{key}/
 
-  and sign in as
+  and sign in with one of these names and passwords
 
 {people}
 
-  Ctrl-C stops it; `make demo` goes on where it stopped; `make clean-demo` removes it.
+  Ctrl-C stops the demo, `make demo` continues where it left off, and `make clean-demo` deletes it.
 """
     )
 
 
 def ending(summary: dict, beside: int, address: str) -> str:
-    """Say how the experiment ended, and where to look next."""
+    """Return how the experiment ended, and where to look next."""
     dice = summary["final_dice"]
     said = f"The experiment has ended: {summary['state']}."
     if dice is not None:
         said += f" The global model has a mean Dice of {dice:.3f}."
     if beside and summary["state"] == "completed":
-        said += f"\n  Its {beside} baselines and evaluations fill the comparison: {address}compare/"
+        said += f"\n  Its {beside} baselines and evaluations are now filling in the comparison: {address}compare/"
     return f"  {said}\n"
 
 
@@ -235,12 +237,12 @@ def _wait_until_it_answers(url: str, processes: Processes, timeout: float = 60) 
     end = time.monotonic() + timeout
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  (a loopback address of our own)
+            with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310  (our own loopback address)
                 if answer.status == 200:
                     return
         except OSError:
             if time.monotonic() > end:
-                raise DemoError(f"The portal does not answer:\n{processes.last_words('portal')}") from None
+                raise DemoError(f"The portal is not answering:\n{processes.last_words('portal')}") from None
         processes.watch()
         time.sleep(0.1)
 

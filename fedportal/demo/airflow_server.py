@@ -1,6 +1,6 @@
-"""A real Airflow on loopback, as light as one can be run: a hospital of the demo and of the tests.
+"""A real, minimal Airflow server on loopback: a hospital of the demo and of the tests.
 
-Each generation has a virtual environment of its own, made by ``make airflow`` (``.venv-airflow-2``, ``.venv-airflow-3``).
+Each generation has its own virtual environment, made by ``make airflow`` (``.venv-airflow-2``, ``.venv-airflow-3``).
 Nothing here is for production: SQLite, one worker, a cheap password hash.
 """
 
@@ -25,8 +25,8 @@ HOST = "127.0.0.1"
 USER = "fedportal"
 STOP_PATIENCE = 6.0
 LOCKED_PATIENCE = 20
-"""Seconds that Airflow waits for another of its processes to have written. After the 5 s of SQLite's own it answers 500,
-as happens on a crowded machine, where the writer does not get on."""
+"""Seconds that one of Airflow's processes waits while another writes. With SQLite's default of 5 s it answers 500 on a
+busy machine, where a write takes longer."""
 
 _CREATE_USER_2 = """
 from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
@@ -91,10 +91,10 @@ class AirflowServer:
     # --- life ----------------------------------------------------------------------------------------
 
     def start(self, *, timeout: float = 120, wait: bool = True) -> AirflowServer:
-        """Start it, and return when its interface answers. Its database is made at the first start."""
+        """Start it, and return when its interface answers. The first start creates its database."""
         if not self.is_installed:
-            raise RuntimeError(f"Airflow {self.version} is not installed here: run `make airflow` first.")
-        self.kill()  # what was started before and then left alone: Airflow's children outlive their parent's end
+            raise RuntimeError(f"Airflow {self.version} is not installed. Run `make airflow` first.")
+        self.kill()  # whatever an earlier start left running: Airflow's children outlive their parent
         self.dags.mkdir(parents=True, exist_ok=True)
         (self.folder / "logs").mkdir(exist_ok=True)
         if not (self.folder / "airflow.db").exists():
@@ -108,11 +108,13 @@ class AirflowServer:
     def wait(self, *, timeout: float = 120) -> None:
         """Return when the interface answers and tasks can start without delay."""
         self._wait_for(f"{self.url}/api/v{'1' if self.version == 2 else '2'}/version", timeout)
-        if self.version == 3:  # it builds the interface for its tasks at the first request: 5 s that no run shall wait
+        if (
+            self.version == 3
+        ):  # the first request takes 5 s, in which the API for tasks is built: no run should wait for that
             self._wait_for(f"{self.url}/execution/health", timeout)
 
     def wait_for_dag(self, dag_id: str = "fp-train", *, timeout: float = 60) -> None:
-        """Return when the scheduler has read a DAG: a look into its database costs no login."""
+        """Return when the scheduler has read a DAG. Looks into the database, which needs no login."""
         import sqlite3
 
         end = time.monotonic() + timeout
@@ -128,11 +130,11 @@ class AirflowServer:
             self.check_alive()
             time.sleep(0.3)
         raise RuntimeError(
-            f"{dag_id} did not appear: {self.last_words('dag-processor' if self.version == 3 else 'scheduler')}"
+            f"The DAG {dag_id} did not appear: {self.last_words('dag-processor' if self.version == 3 else 'scheduler')}"
         )
 
     def stop(self) -> None:
-        """End it: politely, then by force with all that it had started."""
+        """End it: with SIGTERM, then with SIGKILL for it and everything it started."""
         tree = self.tree()
         for process in self._processes.values():
             if process.poll() is None:
@@ -144,18 +146,18 @@ class AirflowServer:
         self._kill(tree | self.tree())
 
     def kill(self) -> None:
-        """End it as a power cut would, but for the trainer's own processes."""
+        """Kill it as a power cut would, except for the trainer's own processes."""
         self._kill(self.tree())
 
     def revive(self) -> list[str]:
-        """Start again what has died of it, as a hospital's service manager does; return the names of it."""
+        """Restart those of its processes that died, as a hospital's service manager does; return their names."""
         dead = [name for name, process in self._processes.items() if process.poll() is not None]
         for name in dead:
             self._processes[name] = self._spawn(name, self._commands()[name])
         return dead
 
     def pid(self, name: str) -> int:
-        """Return the process id of one of its services (``scheduler``, …), whoever has started it."""
+        """Return the process id of one of its services (``scheduler``, …), whoever started it."""
         return int((self.folder / "logs" / f"{name}.pid").read_text())
 
     def check_alive(self) -> None:
@@ -167,7 +169,7 @@ class AirflowServer:
         lines = (self.folder / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
         return "\n".join(lines[-15:])
 
-    # --- inside --------------------------------------------------------------------------------------
+    # --- internals --------------------------------------------------------------------------------------
 
     @property
     def services(self) -> tuple[str, ...]:
@@ -270,7 +272,7 @@ class AirflowServer:
         if self.version == 2:
             maker._python(_CREATE_USER_2)
         template.parent.mkdir(exist_ok=True)
-        # all of it into one file, and the journal mode that lets readers and a writer work side by side
+        # everything into one file, and the journal mode that lets readers and a writer work at the same time
         script = "import sqlite3, sys\ndb = sqlite3.connect(sys.argv[1])\ndb.execute('pragma wal_checkpoint(truncate)')\ndb.execute('pragma journal_mode=wal')\ndb.close()"
         maker._python(script, str(home / "airflow.db"))
         (home / "airflow.db").replace(template)
@@ -302,7 +304,7 @@ class AirflowServer:
         end = time.monotonic() + timeout
         while True:
             try:
-                with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310  (a loopback address of our own)
+                with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310  (our own loopback address)
                     if answer.status == 200:
                         return
             except (OSError, ValueError) as error:
@@ -312,16 +314,16 @@ class AirflowServer:
             time.sleep(0.3)
 
     def tree(self) -> set[int]:
-        """Return the server's processes, the orphans of those that died before, too, but not the trainer's.
+        """Return the server's processes, including orphans of earlier ones, but not the trainer's.
 
-        They are known by their working folder: Airflow's children rename themselves and found groups of their own.
+        They are recognised by their working folder: Airflow's children rename themselves and start their own process groups.
         """
         found = {process.pid for process in self._processes.values() if process.poll() is None}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     here = (entry / "cwd").readlink() == self.folder
-                    # somebody's shell may be there, too: only what has loaded this Airflow's libraries
+                    # a shell may be there, too: take only what has loaded this Airflow's libraries
                     if here and str(self.bin.parent.resolve()) in (entry / "maps").read_text():
                         found.add(int(entry.name))
         return found
@@ -334,7 +336,7 @@ class AirflowServer:
             process.wait()
         self._processes.clear()
         end = time.monotonic() + STOP_PATIENCE
-        while self.tree() and time.monotonic() < end:  # orphans are not ours to wait for
+        while self.tree() and time.monotonic() < end:  # orphans are not our children, so there is no wait()
             time.sleep(0.05)
 
 

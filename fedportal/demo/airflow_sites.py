@@ -32,7 +32,7 @@ class AirflowSites:
         }
         lacking = sorted({str(server.version) for server in self.servers.values() if not server.is_installed})
         if lacking:
-            raise DemoError(f"Airflow {' and '.join(lacking)} is not installed here: run `make airflow` first.")
+            raise DemoError(f"Airflow {' and '.join(lacking)} is not installed. Run `make airflow` first.")
 
     def start(self) -> None:
         """Start the servers without waiting for them."""
@@ -68,7 +68,7 @@ class AirflowSites:
                 server.wait_for_dag("fp-train", timeout=START_TIMEOUT)
                 server.wait_for_dag("fp-check", timeout=START_TIMEOUT)
             except RuntimeError as error:
-                raise DemoError(f"An Airflow server does not come up: {error}") from error
+                raise DemoError(f"An Airflow server did not start: {error}") from error
 
     def connection(self, slug: str) -> dict[str, Any]:
         """Return how the portal reaches a hospital: connector, config and secrets."""
@@ -80,11 +80,11 @@ class AirflowSites:
         }
 
     def watch(self) -> list[str]:
-        """Start what has died again; return the names of it."""
+        """Restart processes that died; return their names."""
         return [f"Airflow of {slug} ({name})" for slug, server in self.servers.items() for name in server.revive()]
 
     def stop(self) -> None:
-        """Stop all servers, side by side: each takes some seconds."""
+        """Stop all servers in parallel: each takes some seconds."""
         threads = [threading.Thread(target=server.stop) for server in self.servers.values()]
         for thread in threads:
             thread.start()
@@ -93,14 +93,14 @@ class AirflowSites:
 
 
 def end_orphans(state: DemoState) -> None:
-    """End what a demo that was killed has left of its Airflows."""
+    """End the Airflow servers that a killed demo left behind."""
     for database in (state.folder / "airflow").glob("*/airflow.db"):
         for version in set(GENERATIONS):
             AirflowServer(version, database.parent, 0).kill()
 
 
 def _port(state: DemoState, slug: str) -> int:
-    """Return the port of a hospital's server, drawn once: the portal knows the address."""
+    """Return the port of a hospital's server, chosen once: the portal keeps the address."""
     file = state.folder / "airflow" / f"{slug}.port"
     if not file.exists():
         file.parent.mkdir(exist_ok=True)

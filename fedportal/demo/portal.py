@@ -1,4 +1,4 @@
-"""The demo's people, hospitals and experiment, made with the services that the pages use, too."""
+"""The demo's people, hospitals and experiment, made with the same services that the pages use."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TITLE = "Reference experiment"
 
 
 def set_up() -> None:
-    """Load Django in this process. The environment must be complete before."""
+    """Load Django in this process. The environment must be complete by then."""
     if not apps.ready:
         django.setup()
 
 
 def site_key(slug: str) -> str:
-    """Return the key of a hospital (hex), as its page shows it to operators."""
+    """Return a hospital's key (hex), as its page shows it to operators."""
     from django.conf import settings
 
     from trainer.contract import site_key
@@ -39,9 +39,9 @@ def prepare(
     rounds: int,
     seed: int,
 ) -> Any:
-    """Make people, hospitals and the reference experiment unless they are there; return the experiment.
+    """Create people, hospitals and the reference experiment unless they exist; return the experiment.
 
-    An unfinished or finished experiment with the same sites, rounds and seed is gone on with, so that a second
+    An experiment with the same sites, rounds and seed is used again, whether it has ended or not, so that a second
     ``make demo`` continues the first.
     """
     from fedportal.experiments import baselines, services
@@ -56,7 +56,7 @@ def prepare(
         if same_sites and experiment.plan.get("seed") == seed:
             return experiment
     experiment = services.create_draft(owner=people["researcher"], preset="laptop", title=TITLE, participants=datasets)
-    # At real Airflow servers nothing can be pooled, and three of them on one machine are slow enough with one run.
+    # Data at real Airflow servers cannot be pooled, and three servers on one machine are slow enough with one run.
     chosen = [] if baselines.problems(experiment) else Baseline.values
     question = "Can hospitals train one model for brain tumours without sharing an image?"
     services.update_draft(
@@ -70,7 +70,7 @@ def prepare(
 
 
 def start(experiment: Any) -> None:
-    """Start the experiment, or take up what was stopped or had failed of it and its baselines. A paused one stays paused."""
+    """Start the experiment, or resume it and its baselines where they failed. A paused one stays paused."""
     from fedportal.experiments import services
     from fedportal.experiments.states import ExperimentState
 
@@ -88,7 +88,7 @@ def has_ended(experiment: Any) -> bool:
 
 
 def family_has_ended(experiment: Any) -> bool:
-    """Whether the experiment and all its baselines have ended; they do not begin where it failed or was cancelled."""
+    """Whether the experiment and all its baselines have ended; baselines start only after it has completed."""
     from fedportal.experiments.states import ExperimentState
 
     if not has_ended(experiment):
@@ -97,7 +97,7 @@ def family_has_ended(experiment: Any) -> bool:
 
 
 def compared(experiment: Any) -> dict[str, Any]:
-    """Return how the baselines ended, and the mean Dice of every model over the sites and at each, as the page has it."""
+    """Return how the baselines ended, and each model's mean Dice over all sites and per site, as on the page."""
     from fedportal.monitoring.comparison import MEASURES, Comparison, Scores
     from fedportal.monitoring.families import family_of
 
@@ -117,7 +117,7 @@ def compared(experiment: Any) -> dict[str, Any]:
 
 
 def summary(experiment: Any, *, answers_at: float) -> dict[str, Any]:
-    """Return what a script wants to know about an ended experiment; seconds are wall clock."""
+    """Return what a script needs to know about an ended experiment; seconds are wall-clock time."""
     from fedportal.experiments.models import Metric, RoundKind
 
     final, best = experiment.newest_model, experiment.best_model
@@ -182,5 +182,5 @@ def wait_for_dataset(site: Any) -> Any:
             return dataset
         time.sleep(0.1)
     check = site.last_check
-    problem = check.first_problem["message"] if check and not check.ok else "the orchestrator did not check it"
+    problem = check.first_problem["message"] if check and not check.ok else "the orchestrator has not checked it"
     raise DemoError(f"{site.name} has no dataset: {problem}")

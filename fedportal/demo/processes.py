@@ -1,4 +1,4 @@
-"""Starts the demo's processes, restarts one that dies, and takes all of them along when it ends itself."""
+"""Starts the demo's processes, restarts those that die, and ends all of them with the demo."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fedportal.demo.state import DemoError
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 QUICK_DEATH = 3.0
-"""Seconds. Who dies sooner after its start than this is not simply restarted for ever."""
+"""Seconds. A process that keeps dying sooner than this after its start is not restarted for ever."""
 MAX_QUICK_DEATHS = 5
 
 
 def die_with_parent() -> None:
-    """Runs in the child before exec: a demo that was killed leaves no process behind (Linux)."""
+    """Runs in the child before exec, so that a killed demo leaves no process behind (Linux)."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -34,7 +34,7 @@ class _Child:
 
 
 class Processes:
-    """Named child processes with a log file each. Call :meth:`watch` now and then from the main thread."""
+    """Named child processes, each with a log file. Call :meth:`watch` regularly from the main thread."""
 
     def __init__(self, *, logs: Path, environment: Mapping[str, str], cwd: Path) -> None:
         self._logs, self._environment, self._cwd = logs, environment, cwd
@@ -53,7 +53,7 @@ class Processes:
             raise DemoError(f"{name} failed (exit code {process.returncode}):\n{self.last_words(name)}")
 
     def watch(self) -> list[str]:
-        """Restart what has died; return the names of it. Raises :class:`DemoError` for one that keeps dying."""
+        """Restart processes that died; return their names. Raises :class:`DemoError` for one that keeps dying."""
         restarted = []
         for child in self._children.values():
             if child.process.poll() is None:
@@ -61,14 +61,14 @@ class Processes:
             quick = time.monotonic() - child.started < QUICK_DEATH
             child.quick_deaths = child.quick_deaths + 1 if quick else 0
             if child.quick_deaths >= MAX_QUICK_DEATHS:
-                raise DemoError(f"{child.name} does not stay up:\n{self.last_words(child.name)}")
+                raise DemoError(f"The {child.name} keeps stopping:\n{self.last_words(child.name)}")
             time.sleep(0.2 * child.quick_deaths)
             child.process, child.started = self._spawn(child.name, child.command), time.monotonic()
             restarted.append(child.name)
         return restarted
 
     def stop(self, *, timeout: float = 10) -> None:
-        """End all children: politely first, by force after ``timeout`` seconds."""
+        """End all children: with SIGTERM, and after ``timeout`` seconds with SIGKILL."""
         running = [child.process for child in self._children.values() if child.process.poll() is None]
         for process in running:
             process.terminate()

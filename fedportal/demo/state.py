@@ -1,4 +1,4 @@
-"""What the demo remembers in its folder: secrets, ports, passwords. Enough to go on after any interruption."""
+"""What the demo remembers in its folder: secrets, ports, passwords. Enough to resume after any interruption."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PEOPLE = ("researcher", "steward", "operator")
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says what to do."""
+    """The demo cannot continue; the message says why and what to do."""
 
 
 class DemoState:
@@ -35,7 +35,7 @@ class DemoState:
         self.trainer = TrainerProcess(self.folder / "trainer.sock")
 
     def lock(self) -> None:
-        """Take the folder for this process. The lock ends with the process, however it ends."""
+        """Lock the folder for this process. The lock ends with the process, however it ends."""
         self._lock = (self.folder / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,7 +43,7 @@ class DemoState:
             raise DemoError(f"A demo is already running in {self.folder}. Stop it with Ctrl-C first.") from error
 
     def remember(self, *, port: int | None) -> dict[str, Any]:
-        """Return the remembered values, drawn at the first start; ``port`` overrides the one of last time."""
+        """Return the remembered values, generated at the first start; ``port`` overrides the last one."""
         file = self.folder / "demo.json"
         values = json.loads(file.read_text()) if file.exists() else {}
         values.setdefault("secret_key", secrets.token_urlsafe(48))
@@ -75,7 +75,7 @@ class DemoState:
             "FEDPORTAL_S3_SECRET_KEY": store.secret_key,
             "FEDPORTAL_S3_BUCKET": self.weed.bucket,
             "FEDPORTAL_S3_SECURE": "0",
-            # Three hospitals share this machine: its memory, one thread each, and no spinning at barriers.
+            # The hospitals share this machine: one thread each, no busy waiting, and all its memory as the limit.
             "FEDPORTAL_TRAINING_MEMORY_GB": os.environ.get("FEDPORTAL_TRAINING_MEMORY_GB", f"{memory_gb():.1f}"),
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
@@ -85,12 +85,12 @@ class DemoState:
 
     @property
     def address_file(self) -> Path:
-        """Holds the experiment's address while the demo is up: a script can wait for it."""
+        """Contains the experiment's address once the demo is running, so that a script can wait for it."""
         return self.folder / "address"
 
     @property
     def hospitals(self) -> Path:
-        """Where the hospitals' data lie, a folder for each: ``hospitals/<slug>/<dataset>/``."""
+        """The hospitals' data, in a folder for each: ``hospitals/<slug>/<dataset>/``."""
         return self.folder / "hospitals"
 
     def connection(self, slug: str) -> dict[str, Any]:
@@ -105,14 +105,14 @@ class DemoState:
     def _port(self, wanted: int | None, last: int | None) -> int:
         if wanted is not None:
             if not is_free(wanted):
-                raise DemoError(f'Port {wanted} is taken. Choose another one: make demo ARGS="--port {wanted + 10}"')
+                raise DemoError(f'Port {wanted} is in use. Choose another one: make demo ARGS="--port {wanted + 10}"')
             return wanted
         for port in [last or DEFAULT_PORT, *range(DEFAULT_PORT, DEFAULT_PORT + 50)]:
             if is_free(port):
                 return port
-        raise DemoError('No free port from 8000 to 8049. Choose one: make demo ARGS="--port 9000"')
+        raise DemoError('Ports 8000 to 8049 are all in use. Choose another one: make demo ARGS="--port 9000"')
 
 
 def memory_gb() -> float:
-    """Return how much memory this machine has."""
+    """Return this machine's memory in GB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

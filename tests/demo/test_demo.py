@@ -38,7 +38,7 @@ def test_a_demo_whose_store_does_not_start_says_why_and_leaves_nothing_running(t
             check=False,
         )
     assert done.returncode == 1
-    assert "The object store does not start" in done.stderr
+    assert "The object store did not start" in done.stderr
     assert "Traceback" not in done.stderr
     wait_for(lambda: not running(tmp_path), seconds=300)
 
