@@ -131,7 +131,7 @@ def test_a_check_shows_its_progress_and_its_steps_without_a_reload(open_page):
     Site.objects.filter(slug="kiel").update(check_due_at=now + timedelta(minutes=10), checking_since=now)
     page.get_by_text("The site is being checked").wait_for()
     services.tell_progress(Site.objects.get(slug="kiel"), [GOOD, CheckStep("trainer", None, "")])
-    page.get_by_label("Under way").wait_for()
+    page.get_by_label("In progress").wait_for()
     assert page.locator(".steps__name").all_inner_texts() == ["Folder", "Trainer"]
     services.record_check(Site.objects.get(slug="kiel"), CheckReport((GOOD, BAD)))
     page.get_by_text("Install its requirements.").wait_for()

@@ -117,7 +117,7 @@ def test_an_act_that_asks_first_needs_two_clicks_and_no_script(open_page):
     page = open_page("/sites/mainz/", java_script_enabled=False)
     page.locator("summary", has_text="Retire").click()
     page.get_by_role("button", name="Retire the site").click()
-    assert page.get_by_text("Mainz is retired. Its history stays.").is_visible()
+    assert page.get_by_text("Mainz is retired. Its history is kept.").is_visible()
 
 
 def test_an_open_menu_closes_with_escape_and_with_a_click_elsewhere(open_page):
