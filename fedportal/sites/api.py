@@ -10,7 +10,7 @@ from typing import Any
 from django.db.models import QuerySet
 from django.shortcuts import get_object_or_404
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_view
 from rest_framework import mixins, serializers, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.permissions import IsAuthenticated
@@ -234,10 +234,7 @@ class SiteWriteSerializer(StrictSerializer):
         errors: dict[str, Any] = {}
         for name, words in self.form.errors.items():
             place = next((place for place in ("config", "secrets") if name in self._names(place)), None)
-            if place:
-                errors.setdefault(place, {})[name] = list(words)
-            else:
-                errors[name] = list(words)
+            (errors.setdefault(place, {}) if place else errors)[name] = list(words)
         return errors
 
     def save(self, *, by: User) -> Site:
@@ -276,6 +273,10 @@ class ConnectorViewSet(viewsets.ViewSet):
         return Response(ConnectorSerializer(rows, many=True).data)
 
 
+@extend_schema_view(
+    list=extend_schema(description="List the sites, including retired ones but not the portal's own pools."),
+    retrieve=extend_schema(description="Show one site."),
+)
 class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet):
     """Registered sites."""
 
@@ -373,11 +374,11 @@ class SiteViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
         """Show the JSON object that people paste at the site (operators). Who viewed it is recorded."""
         return _secret(services.hand_out(self.get_object(), by=request.user))
 
-    @extend_schema(methods=["GET"], responses=SignInSerializer)
+    @extend_schema(methods=["GET"], responses=SignInSerializer, description="Show the latest sign-in (operators).")
     @extend_schema(methods=["POST"], request=None, responses={202: SignInSerializer})
     @action(detail=True, methods=["get", "post"], url_path="sign-in", permission_classes=[IsOperator])
     def sign_in(self, request: Request, slug: str) -> Response:
-        """Start a sign-in of the portal at the site, or show the state of the latest one (operators)."""
+        """Start a sign-in of the portal at the site (operators). A person confirms its code there."""
         site = self.get_object()
         if request.method == "POST":
             asked = services.request_sign_in(site, by=request.user)

@@ -45,7 +45,9 @@ class SiteForm(forms.ModelForm):
         if not self.instance._state.adding:
             may_be_named |= Q(sites=self.instance)
             self.fields["slug"].disabled = True
-        self.fields["stewards"].queryset = User.objects.filter(may_be_named).distinct()
+        self.fields["stewards"].queryset = people = User.objects.filter(may_be_named).distinct()
+        if not people.exists():
+            self.fields["stewards"].help_text = "There are no stewards yet. Add one in the admin, under Users."
         has_this_connector = not self.instance._state.adding and self.instance.connector == self.kind
         self.stored_config: dict[str, Any] = self.instance.config if has_this_connector else {}
         self.stored_secrets: dict[str, str] = self.instance.secrets if has_this_connector else {}

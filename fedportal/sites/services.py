@@ -325,7 +325,9 @@ def retire(site: Site, *, by: User) -> None:
 
 
 def reinstate(site: Site, *, by: User) -> None:
-    """Take a retired site back into use; it is checked at once."""
+    """Put a retired site back into use; it is checked at once. For any other site, do nothing."""
+    if not site.is_retired:
+        return
     site.retired_at = None
     site.check_due_at = timezone.now()
     site.save(update_fields=["retired_at", "check_due_at"])

@@ -69,6 +69,12 @@ def test_only_stewards_can_be_named_stewards():
     assert "stewards" in form.errors
 
 
+def test_where_nobody_can_be_named_the_form_says_what_to_do():
+    assert "There are no stewards yet." in SiteForm().fields["stewards"].help_text
+    stella()
+    assert "There are no stewards yet." not in SiteForm().fields["stewards"].help_text
+
+
 def test_a_name_that_is_taken_is_refused():
     make_site("mainz", name="Mainz")
     assert set(SiteForm(GOOD).errors) == {"name", "slug"}

@@ -246,6 +246,13 @@ def test_a_pool_is_the_portals_own():
     assert (pool.is_retired, pool.city) == (False, "")
 
 
+def test_reinstating_a_site_in_use_changes_nothing():
+    site = make_site("mainz")
+    services.reinstate(site, by=make_user())
+    assert not site.check_is_pending
+    assert not services.acts(site).exists()
+
+
 def test_a_reinstated_site_is_checked_at_once():
     site = make_site()
     services.retire(site, by=make_user())
