@@ -1,4 +1,4 @@
-// Buttons with data-copy put their text on the clipboard and say so for a moment.
+// Buttons with data-copy put their text on the clipboard and briefly say so.
 
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("[data-copy]");
@@ -7,9 +7,9 @@ document.addEventListener("click", async (event) => {
   const note = document.createElement("span");
   note.className = "copied";
   note.setAttribute("role", "status");
-  note.textContent = copied ? "Copied" : "Press Ctrl+C";
+  note.textContent = copied ? "Copied" : "Select the text and press Ctrl+C";
   button.after(note);
-  setTimeout(() => note.remove(), 1600);
+  setTimeout(() => note.remove(), copied ? 1600 : 6000);
 });
 
 async function write(text, button) {
@@ -17,9 +17,18 @@ async function write(text, button) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // Over plain HTTP browsers keep the clipboard shut: select the text instead.
-    const code = button.parentElement.querySelector("code");
-    if (code) getSelection().selectAllChildren(code);
-    return false;
+    return writeOverHttp(text, button);
   }
+}
+
+function writeOverHttp(text, button) {
+  // Without HTTPS browsers have no navigator.clipboard, but they still copy what is selected.
+  const field = document.createElement("textarea");
+  field.value = text;
+  button.after(field);
+  field.select();
+  const copied = document.execCommand("copy");
+  field.remove();
+  button.focus();
+  return copied;
 }

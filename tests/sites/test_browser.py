@@ -93,6 +93,17 @@ def test_axe_finds_nothing_and_nothing_scrolls_sideways(open_page, theme, width)
     look(page, "", "handout")
 
 
+def test_a_secret_is_copied_without_https_too(open_page):
+    page = open_page("/sites/mainz/")
+    page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.add_init_script("addEventListener('copy', (event) => { window.copied = event.target.value; })")
+    page.get_by_role("button", name="Show the site's key").click()
+    page.get_by_role("button", name="Copy").click()
+    page.wait_for_function("window.copied")
+    assert page.evaluate("window.copied") == page.locator("#secret").inner_text()
+    assert page.complaints == []
+
+
 @pytest.mark.parametrize("scripts", [True, False])
 def test_an_operator_registers_a_site_from_choosing_to_the_requested_check(open_page, tmp_path, scripts):
     file = tmp_path / "ca.pem"
