@@ -69,9 +69,10 @@ def profile(request: HttpRequest) -> HttpResponse:
 
 @never_cache
 @sensitive_variables("secret")
-@require_POST
 def create_token(request: HttpRequest) -> HttpResponse:
     """Create a token and show its secret in this response only: it is stored nowhere, not even in a message."""
+    if request.method != "POST":  # somebody returns to this response
+        return redirect("accounts:profile")
     form = TokenForm(request.POST)
     if not form.is_valid():
         return _profile_page(request, token_form=form)

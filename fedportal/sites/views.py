@@ -156,22 +156,24 @@ def request_check(request: HttpRequest, slug: str) -> HttpResponse:
 
 @never_cache
 @sensitive_variables("key")
-@require_POST
 @operator_required
 def show_key(request: HttpRequest, slug: str) -> HttpResponse:
     """Show the site's key in this response only; who viewed it is recorded."""
     site = get_object_or_404(Site, slug=slug)
+    if request.method != "POST":  # somebody returns to this response
+        return redirect("sites:detail", slug=slug)
     key = services.show_key(site, by=request.user)
     return render(request, "sites/site_key.html", {"site": site, "key": key})
 
 
 @never_cache
 @sensitive_variables("definition")
-@require_POST
 @operator_required
 def show_handout(request: HttpRequest, slug: str) -> HttpResponse:
     """Show what people paste at the site in this response only; who viewed it is recorded."""
     site = get_object_or_404(Site, slug=slug)
+    if request.method != "POST":  # somebody returns to this response
+        return redirect("sites:detail", slug=slug)
     definition = json.dumps(services.hand_out(site, by=request.user), indent=2)
     words = connectors()[site.connector].HANDOUT
     return render(request, "sites/site_handout.html", {"site": site, "definition": definition, "words": words})

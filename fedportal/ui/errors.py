@@ -12,18 +12,17 @@ import secrets
 from http import HTTPStatus
 from typing import Any
 
-from django.conf import settings
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.db import DataError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.utils.http import url_has_allowed_host_and_scheme
 from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import exception_handler
 
 from fedportal.connectors.errors import StoreError, StoreUnreachable
+from fedportal.ui.navigation import way_back
 
 logger = logging.getLogger(__name__)
 
@@ -82,14 +81,7 @@ def page_response(request: HttpRequest, error: Exception) -> HttpResponse | None
         context = {"title": status.phrase, "text": text}
         return render(request, "errors/refused.html", context, status=status)
     messages.error(request, text)
-    return redirect_back(request)
-
-
-def redirect_back(request: HttpRequest) -> HttpResponse:
-    """Redirect to the page that the person came from, or to the dashboard if that is not one of the portal's."""
-    back = request.META.get("HTTP_REFERER", "")
-    safe = url_has_allowed_host_and_scheme(back, {request.get_host()}, require_https=request.is_secure())
-    return redirect(back if safe else settings.LOGIN_REDIRECT_URL)
+    return redirect(way_back(request))
 
 
 def problem(status: HTTPStatus, detail: str, **more: Any) -> Response:

@@ -1,13 +1,16 @@
-"""What happens around every page: the content security policy, and messages for domain errors."""
+"""What happens around every page: the content security policy, signing in, and messages for domain errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
 from django.conf import settings
+from django.contrib.auth.middleware import LoginRequiredMiddleware
+from django.contrib.auth.views import redirect_to_login
 from django.http import HttpRequest, HttpResponse
 
 from fedportal.ui.errors import page_response
+from fedportal.ui.navigation import way_back
 
 CSP_HEADER = "Content-Security-Policy"
 
@@ -28,6 +31,15 @@ class ContentSecurityPolicyMiddleware:
         if settings.SECURE_CSP:
             response.headers.setdefault(CSP_HEADER, build_policy(settings.SECURE_CSP))
         return response
+
+
+class SignInMiddleware(LoginRequiredMiddleware):
+    """Ask strangers to sign in first. After a form they return to its page: few forms' addresses answer a GET."""
+
+    def handle_no_permission(self, request: HttpRequest, view_func: Callable) -> HttpResponse:
+        if request.method == "POST":
+            return redirect_to_login(way_back(request))
+        return super().handle_no_permission(request, view_func)
 
 
 class DomainErrorMiddleware:

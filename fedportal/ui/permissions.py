@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from django.contrib.auth.mixins import AccessMixin
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from rest_framework import permissions
@@ -37,13 +36,11 @@ operator_required = _guard("is_operator", OPERATORS_ONLY)
 composer_required = _guard("may_compose", COMPOSERS_ONLY)
 
 
-class _Guarded(AccessMixin):
+class _Guarded:
     question = ""
     message = ""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        if not request.user.is_authenticated:
-            return self.handle_no_permission()
         require(getattr(request.user, self.question, False), self.message)
         return super().dispatch(request, *args, **kwargs)
 

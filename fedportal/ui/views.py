@@ -9,12 +9,13 @@ from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import RequestDataTooBig
 from django.db import DatabaseError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 
-from fedportal.ui.errors import TOO_LARGE, new_reference, redirect_back
+from fedportal.ui.errors import TOO_LARGE, new_reference
 from fedportal.ui.gallery import GalleryForm, gallery_context
+from fedportal.ui.navigation import way_back
 from fedportal.ui.permissions import operator_required
 from fedportal.ui.theme import COOKIE, THEMES
 
@@ -70,7 +71,7 @@ def healthz(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
 def set_theme(request: HttpRequest) -> HttpResponse:
     """Remember the theme of this browser in a cookie, so that the first paint is right even without scripts."""
     theme = request.POST.get("theme", "")
-    response = redirect_back(request)
+    response = redirect(way_back(request))
     if theme in THEMES:
         year = 365 * 24 * 3600
         response.set_cookie(COOKIE, theme, max_age=year, samesite="Lax", secure=request.is_secure())

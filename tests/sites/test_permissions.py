@@ -31,9 +31,9 @@ TABLE = {
     ("GET", "/sites/register/telepathy/"): {**OPERATORS, "otto": 404},
     ("GET", "/sites/mainz/connector/"): OPERATORS,
     ("GET", "/sites/mainz/edit/?connector=telepathy"): {**OPERATORS, "otto": 404},
-    ("GET", "/sites/mainz/key/"): NO_GET,
+    ("GET", "/sites/mainz/key/"): ACT,
     ("POST", "/sites/mainz/key/"): ACT,  # 302: this site has none, and the operator reads so where the button was
-    ("GET", "/sites/mainz/handout/"): NO_GET,
+    ("GET", "/sites/mainz/handout/"): ACT,
     ("POST", "/sites/mainz/handout/"): ACT,
     ("GET", "/sites/mainz/sign-in/"): NO_GET,
     ("POST", "/sites/mainz/sign-in/"): ACT,

@@ -7,7 +7,7 @@ from django.conf import settings
 from django.db import DatabaseError, connection
 from django.test import Client
 
-from tests.factories import ada, audrey, otto, stella
+from tests.factories import PASSWORD, ada, audrey, make_site, otto, stella
 
 TEMPLATES = Path(settings.BASE_DIR) / "templates"
 
@@ -90,6 +90,17 @@ def test_the_gallery_shows_a_refused_form(client):
 def test_a_page_that_needs_sign_in_leads_there_and_back(client):
     answer = client.get("/sites/")
     assert (answer.status_code, answer.url) == (302, "/accounts/login/?next=/sites/")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("came_from", ["http://testserver/sites/mainz/", "http://elsewhere.example/sites/mainz/", ""])
+def test_a_form_that_needs_sign_in_leads_back_to_its_page(client, came_from):
+    make_site("mainz")
+    person = otto()
+    asked = client.post("/sites/mainz/check/", headers={"referer": came_from})
+    back = client.post(asked.url, {"username": person.username, "password": PASSWORD})
+    assert back.url == (came_from if "testserver" in came_from else "/")
+    assert client.get(back.url).status_code == 200
 
 
 @pytest.mark.django_db
