@@ -52,6 +52,9 @@ PAGES_ONLY = {
     "ui:gallery": "how the pages look",
     "ui:healthz": "is one itself: a program asks it",
     "monitoring:figure-json": "a drawing of the metrics",
+    "sites:key": "only leads back to the site: a key is shown in answer to a form",
+    "sites:handout": "only leads back to the site",
+    "accounts:token_create": "only leads back to the profile",
 }
 READS = {
     "monitoring:dashboard": "/api/dashboard/",

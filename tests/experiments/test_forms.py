@@ -38,7 +38,7 @@ RIGHT = {
 REFUSED = [
     ("question", "name", "", "Give the experiment a name"),
     ("question", "name", "x" * 121, "at most 120"),
-    ("question", "name", "\u202eturned", "in one line"),
+    ("question", "name", "\u202eturned", "single line"),
     ("question", "question", "x" * 4001, "at most 4000"),
     ("recipe", "network_name", "resnet", "not one of the available choices"),
     ("recipe", "network_channels", "", "Channels per level is missing. Range 1 to 2048."),
