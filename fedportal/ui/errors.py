@@ -56,9 +56,7 @@ def _known(error: Exception) -> tuple[HTTPStatus, str] | None:
         return error.status, error.message
     if isinstance(error, RequestDataTooBig):
         return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, TOO_LARGE
-    if isinstance(
-        error, DataError
-    ):  # PostgreSQL refuses text with a NUL in it, even in a search; SQLite just finds nothing
+    if isinstance(error, DataError):  # PostgreSQL refuses a NUL even in a search; SQLite just finds nothing
         logger.warning("The database does not take a value: %s", error)
         return HTTPStatus.BAD_REQUEST, NOT_STORABLE
     if isinstance(error, StoreUnreachable):
