@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from datetime import timedelta
 
@@ -10,6 +11,7 @@ import pytest
 
 from fedportal.connectors.errors import SiteUnreachable, StoreUnreachable
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
+from fedportal.orchestrator.errands import Errands
 from fedportal.orchestrator.outcomes import Advance, Wait
 from fedportal.orchestrator.snapshot import ArtefactView, ContributionView, SiteRunView, Snapshot
 from fedportal.orchestrator.steps import STEPS, step_for
@@ -118,6 +120,15 @@ def test_a_run_that_cannot_be_ended_is_named(federation: Federation):
     stray = attempt("b", launched_at=START)
     outcome = finish(done(federation, strays=(stray,)), federation.tools)
     assert f"Hospital B has not confirmed the end of {stray.run}" in texts(outcome.changes)
+    assert outcome.changes.experiment_to is ExperimentState.COMPLETED
+
+
+def test_a_run_that_is_still_being_started_is_ended_too(federation: Federation):
+    stray, errands = attempt("b", launched_at=START), Errands()
+    errands.start(("launch", stray.run), lambda: time.sleep(0.2))
+    outcome = finish(done(federation, strays=(stray,)), replace(federation.tools, errands=errands))
+    assert federation["b"].cancelled == [stray.run]
+    assert "has not confirmed" not in texts(outcome.changes)
     assert outcome.changes.experiment_to is ExperimentState.COMPLETED
 
 

@@ -94,8 +94,6 @@ def _worth_bundling(models: Sequence[ModelView], best_by: str) -> list[ModelView
 def cancel(s: Snapshot, tools: Tools) -> Outcome:
     """CANCELLING: end what runs at the sites until each has confirmed it, then cancel round and experiment."""
     changes = Changes()
-    # A launch under way must land before it can be taken back.
-    tools.errands.wait([("launch", stray.run) for stray in s.strays], CANCEL_PATIENCE)
     left = cancel_strays(s, tools, changes, patience=CANCEL_PATIENCE)
     since = s.stopping_since or s.now
     if left and s.now < since + CANCEL_LIMIT:

@@ -366,7 +366,12 @@ def says_something_new(attempt: AttemptView, answer: Answer) -> bool:
 
 
 def cancel_strays(s: Snapshot, tools: Tools, changes: Changes, *, patience: float = 0.0) -> list[AttemptView]:
-    """End runs that nobody waits for any more; return those that are not confirmed yet."""
+    """End runs that nobody waits for any more; return those that are not confirmed yet.
+
+    ``patience``: seconds, for starts that are under way, and again for the ends.
+    """
+    # A launch under way must land before it can be taken back.
+    tools.errands.wait([("launch", stray.run) for stray in s.strays], patience)
     keys = []
     for stray in s.strays:
         key = ("cancel", stray.run)
