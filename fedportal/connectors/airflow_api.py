@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +16,10 @@ from fedportal.connectors.http import Answer, Http
 CHECK_LOGIN = "Check user and password at the site; the role Op has all rights that are needed."
 OPEN = ("queued", "running")
 ASKED_AT_ONCE = 100
+CLOCKS_APART = timedelta(minutes=15)
+"""How far into the past a start is dated. A scheduler takes a run whose time is not after its database's, and SQLite and
+MySQL tell theirs in whole seconds: a run of "now" waits for the next one. A clock that is off by more than this cannot
+use presigned URLs either (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, RequestTimeTooSkewed)."""
 MAX_LOG = 64 * 1024 * 1024
 """Bytes of a task's log. How a failed run ended stands in its last line, so a long one must be readable, too."""
 
@@ -65,8 +70,10 @@ class Airflow(ABC):
 
     root: str
     """Path of the interface below the base address."""
+    start_time: str
+    """The field in which a start says from when on the scheduler may take the run."""
     start_fields: Mapping[str, Any] = {}
-    """What the start of a run has to say beside its id and conf."""
+    """What the start of a run has to say beside its id, conf and time."""
     log_request: Mapping[str, Any]
     """How a log is asked for in the form that :meth:`_log_entries` reads: options of :meth:`Http.request`."""
 
@@ -121,7 +128,8 @@ class Airflow(ABC):
 
     def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> bool | None:
         """Start a run of that id. False: there is one already. None: there is no such DAG."""
-        body = {"dag_run_id": run_id, "conf": dict(conf), **self.start_fields}
+        due = {self.start_time: (datetime.now(UTC) - CLOCKS_APART).isoformat()}
+        body = {"dag_run_id": run_id, "conf": dict(conf), **due, **self.start_fields}
         # by its id it may be repeated: the second would be answered with 409
         answer = self._send("POST", f"{self.root}/dags/{dag_id}/dagRuns", json=body, repeatable=True)
         if _is_missing(answer):

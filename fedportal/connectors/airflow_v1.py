@@ -17,6 +17,7 @@ class AirflowV1(Airflow):
     """
 
     root = "api/v1"
+    start_time = "logical_date"
     log_request = {"headers": {"Accept": "text/plain"}, "pages": True}
 
     def login(self) -> None:

@@ -21,6 +21,7 @@ WITHOUT_EXPIRY = 600.0
 
 class AirflowV2(Airflow):
     root = "api/v2"
+    start_time = "run_after"
     start_fields = {"logical_date": None}
     log_request = {"headers": {"Accept": "application/x-ndjson"}}
 

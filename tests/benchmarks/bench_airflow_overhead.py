@@ -137,7 +137,7 @@ class Bench:
     def _empty_run(self, kind: str, name: str, *, work: float = 0.0) -> float:
         """Trigger the DAG at all sites at once; return the seconds until the last one is done, but for the slowest one's
         computing. ``work``: processor seconds of it."""
-        runs = {site: f"{name}-{site.slug}" for site in self.sites}
+        runs = {site: f"{name}-of-{len(self.sites)}-{site.slug}" for site in self.sites}
         begun = time.monotonic()
         with ThreadPoolExecutor(len(self.sites)) as pool:
             started = list(

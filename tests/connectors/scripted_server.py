@@ -12,11 +12,13 @@ class Server:
     def __init__(self) -> None:
         self.script: list[tuple[int, dict[str, str], bytes]] = [(200, {}, b"{}")]
         self.seen: list[tuple[str, str, dict[str, str]]] = []
+        self.bodies: list[bytes] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
                 outer.seen.append((self.command, self.path, dict(self.headers)))
+                outer.bodies.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
                 status, headers, body = outer.script.pop(0) if len(outer.script) > 1 else outer.script[0]
                 if not status:
                     self.close_connection = True

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from fedportal.connectors.airflow import CANCELLED_NOTE, GRACE, AirflowConnector
-from fedportal.connectors.airflow_api import DagRun, TaskRun, trainer_lines
+from fedportal.connectors.airflow_api import CLOCKS_APART, DagRun, TaskRun, trainer_lines
 from fedportal.connectors.base import RunState
 from fedportal.connectors.errors import SiteMisbehaved, SiteNotReady, SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import SiteContext, Unfit
@@ -119,6 +120,26 @@ def test_a_run_that_exists_is_a_success_and_another_conflict_is_not(server: Serv
     assert launch(site(server, answer(200, DAG), answer(409, {"detail": "exists"}), run)) is False
     with pytest.raises(SiteMisbehaved):
         launch(site(server, answer(200, DAG), answer(409, {"detail": "exists"}), NOT_HERE))
+
+
+@pytest.mark.parametrize(
+    ("probed", "field"),
+    [
+        ([NO_V2, VERSION, answer(200, DAG)], "logical_date"),
+        ([answer(200, {"version": "3.3.0"}), answer(201, {"access_token": "t"}), answer(200, DAG)], "run_after"),
+    ],
+)
+def test_a_start_is_dated_back_so_that_no_scheduler_waits_for_its_second(
+    server: Server, probed: list[Answer], field: str
+) -> None:
+    connector = site(server)
+    server.script = [*probed, answer(200, {"dag_run_id": RUN, "state": "queued"})]
+    before = datetime.now(UTC)
+    assert launch(connector)
+    body = json.loads(server.bodies[-1])
+    due = datetime.fromisoformat(body[field])
+    assert before - CLOCKS_APART <= due <= datetime.now(UTC) - CLOCKS_APART
+    assert body.get("logical_date") is None or field == "logical_date", "Airflow 3 needs no date of its own"
 
 
 def test_a_start_whose_answer_is_lost_is_asked_for_again_and_found(server: Server) -> None:
