@@ -18,8 +18,8 @@ OPEN = ("queued", "running")
 ASKED_AT_ONCE = 100
 CLOCKS_APART = timedelta(minutes=15)
 """How far into the past a start is dated. A scheduler takes a run whose time is not after its database's, and SQLite and
-MySQL tell theirs in whole seconds: a run of "now" waits for the next one. A clock that is off by more than this cannot
-use presigned URLs either (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, RequestTimeTooSkewed)."""
+MySQL tell theirs in whole seconds: a run of "now" waits for the next one. So much more than a second, because the time is
+the portal's: one ahead of the site's would be waited for. The check refuses clocks that are a minute apart."""
 MAX_LOG = 64 * 1024 * 1024
 """Bytes of a task's log. How a failed run ended stands in its last line, so a long one must be readable, too."""
 
