@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import html
@@ -90,7 +89,7 @@ def hand_in(document: dict[str, Any], conf: Mapping[str, Any], key: bytes) -> bo
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Return name, memory and free memory (MB) of each GPU, without importing torch."""
+    """Return name, memory and free memory (MB) of each GPU, without importing torch. ``None``: the GPU does not tell."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
@@ -98,9 +97,11 @@ def gpus() -> list[dict[str, Any]]:
         return []
     found = []
     for line in output.splitlines():
-        with contextlib.suppress(ValueError):
-            name, total, free = (part.strip() for part in line.split(","))
-            found.append({"name": name, "memory_mb": int(total), "free_mb": int(free)})
+        name, *memory = (part.strip() for part in line.rsplit(",", 2))
+        if len(memory) == 2:
+            # a GPU in parts, or one that shares the machine's memory, has "[N/A]" there
+            total, free = (int(part) if part.isdecimal() else None for part in memory)
+            found.append({"name": name, "memory_mb": total, "free_mb": free})
     return found
 
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from trainer.contract import Exit
 from trainer.job import Fault
 
-NO_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "DefaultCPUAllocator", "bad_alloc")
-"""How torch says it: its own allocator on a GPU and the driver, cuBLAS and cuDNN, its allocator on the CPU, C++."""
+NO_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "_ALLOCATION_FAILED", "DefaultCPUAllocator", "bad_alloc")
+"""How torch says it: its own allocator on a GPU and the driver, cuBLAS and cuDNN up to 8, cuDNN from 9, its allocator on the CPU, C++."""
 
 
 @contextmanager

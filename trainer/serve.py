@@ -169,6 +169,8 @@ class Server:
         # while they wait: the runs of several sites share this machine.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # A library that only asks whether there is a GPU must not open CUDA here: no child could use it then.
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         for name in self._preload:
             importlib.import_module(name)
         rehearse()

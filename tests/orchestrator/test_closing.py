@@ -12,7 +12,7 @@ import pytest
 
 from fedportal.aggregation.errors import AggregationFailed, AggregationRefused
 from fedportal.aggregation.strategies import STRATEGIES
-from fedportal.connectors.errors import ObjectDamaged, StoreUnreachable
+from fedportal.connectors.errors import ObjectDamaged, SiteUnreachable, StoreUnreachable
 from fedportal.experiments.states import RoundState, SiteRunState
 from fedportal.orchestrator.outcomes import Advance, Fail
 from fedportal.orchestrator.snapshot import Measurement
@@ -56,6 +56,15 @@ def test_a_failing_round_ends_what_still_runs(federation: Federation):
     assert isinstance(outcome, Fail)
     assert federation["b"].cancelled == [stray.run]
     assert [change.attempt for change in outcome.changes.attempts] == [stray.id]
+
+
+def test_a_failing_round_says_who_has_not_confirmed_the_end_of_a_run(federation: Federation):
+    stray = attempt("b", launched_at=START)
+    federation["b"].trouble = SiteUnreachable("No route to it.")
+    runs = (site_run("a", S.ADMITTED), site_run("b", S.TIMED_OUT))
+    outcome = collect(snapshot(COLLECTING, site_runs=runs, strays=(stray,)), federation.tools)
+    assert isinstance(outcome, Fail)
+    assert f"Hospital B has not confirmed the end of {stray.run}; it may still be computing." in texts(outcome.changes)
 
 
 @pytest.mark.parametrize(("stragglers", "outcome"), [("wait", Advance), ("drop", Advance), ("fail", Fail)])

@@ -14,7 +14,8 @@ from fedportal.experiments.states import SiteRunState
 from fedportal.orchestrator.outcomes import Advance, Changes, Wait
 from fedportal.orchestrator.snapshot import SiteRunView
 from fedportal.orchestrator.steps.logs import MAX_LOG, take_logs
-from fedportal.orchestrator.steps.watching import STORE_LOOK, STORE_SILENT, cancel_strays, watch
+from fedportal.orchestrator.steps.strays import cancel_strays
+from fedportal.orchestrator.steps.watching import STORE_LOOK, STORE_SILENT, watch
 from tests.orchestrator.fakes import START, Federation
 from tests.orchestrator.snapshots import (
     KEY,

@@ -240,6 +240,7 @@ def test_running_out_of_memory_has_its_exit_code(happens):
         RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),  # another has all of the GPU
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         RuntimeError("std::bad_alloc"),
         SafetensorError("Error while deserializing header: I/O error: Cannot allocate memory (os error 12)"),
     ],

@@ -26,7 +26,7 @@ from fedportal.orchestrator.outcomes import (
 from fedportal.orchestrator.sitework import Tools, manifest_of
 from fedportal.orchestrator.snapshot import Measurement, SiteRunView, Snapshot
 from fedportal.orchestrator.steps.stopping import early_stop
-from fedportal.orchestrator.steps.watching import cancel_strays
+from fedportal.orchestrator.steps.strays import cancel_strays, say_unconfirmed
 from fedportal.orchestrator.words import sites
 from trainer.contract import OPTIMIZER_NAME, UPDATE_NAME, Stored, global_model_key, server_state_key
 
@@ -51,7 +51,7 @@ def collect(s: Snapshot, tools: Tools) -> Outcome:
     missing = [run for run in s.site_runs if run.state is not SiteRunState.ADMITTED]
     late = [run for run in missing if run.state is not SiteRunState.SKIPPED]
     if len(s.admitted) < s.min_sites or (s.stragglers == "fail" and late):
-        cancel_strays(s, tools, changes, patience=CANCEL_PATIENCE)
+        say_unconfirmed(cancel_strays(s, tools, changes, patience=CANCEL_PATIENCE), changes)
         return Fail(_why_not(s, missing), changes)
     changes.round_through = (RoundState.AGGREGATING,)
     return Advance(changes)

@@ -14,7 +14,7 @@ from fedportal.orchestrator.outcomes import Advance, Changes, Outcome, SiteRunCh
 from fedportal.orchestrator.sitework import Tools
 from fedportal.orchestrator.snapshot import AttemptView, ModelView, Snapshot
 from fedportal.orchestrator.steps.logs import LAST_WORDS
-from fedportal.orchestrator.steps.watching import cancel_strays
+from fedportal.orchestrator.steps.strays import cancel_strays, say_unconfirmed
 from fedportal.orchestrator.words import listed, sites
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,7 @@ def finish(s: Snapshot, tools: Tools) -> Outcome:
     if tools.errands.is_under_way(tidying):
         return Wait(s.now + CANCEL_PAUSE)  # it empties the folders in which the bundles are made
     tools.errands.wait(tools.errands.keys("logs", s.key), LAST_WORDS + 1.0)
-    for stray in cancel_strays(s, tools, changes, patience=STRAYS_PATIENCE):
-        text = f"{stray.site.name} has not confirmed the end of {stray.run}; it may still be computing."
-        changes.say("unconfirmed", text, level="warn", site=stray.site.slug)
+    say_unconfirmed(cancel_strays(s, tools, changes, patience=STRAYS_PATIENCE), changes)
     made = {(artefact.model, artefact.kind) for artefact in s.artefacts}
     own = () if s.kind == "cross_site" else s.models  # an evaluation only measures the models of others
     changes.artefacts = [files.put_recipe(s, model, tools) for model in own if (model.id, "recipe") not in made]

@@ -35,6 +35,7 @@ from fedportal.orchestrator.steps.starting import (
     tidy,
     trouble,
 )
+from fedportal.orchestrator.steps.strays import cancel_strays
 from fedportal.orchestrator.words import duration, sentence, sites
 from trainer.contract import EXPLANATIONS, PERMANENT, Exit
 
@@ -48,8 +49,13 @@ STORE_LOOK = timedelta(seconds=2)
 """How often we look for manifests of our own accord: a site may reach the store and not the portal, to say that it has
 finished, and what it is asked comes at longer intervals."""
 SIGN_OF_LIFE = timedelta(seconds=10)
+LOST_FOR = timedelta(seconds=10)
+"""So long a run that its site does not know is asked for again before it is believed to be lost: an answer from a copy
+of the database that is behind, or from a service that has just started, must not cost a training that goes on."""
+ASK_FOR_LOST = 5.0
 WAITS_LONG = timedelta(seconds=20)
 """A run that has not begun after this time is said to wait, and for what."""
+NOT_KNOWN = "The site no longer knows the run."
 STORE_SILENT = "The object store does not answer. Trying again."
 
 
@@ -200,28 +206,42 @@ class _Watch:
     def _answered(self, run: SiteRunView, attempt: AttemptView, answer: Answer) -> None:
         status = answer.status
         self.tools.pace.heard(("poll", attempt.run), first=poll_pace(run.site)[0], longest=poll_pace(run.site)[1])
-        self._take_reason(run, attempt, status)
         if answer.has_delivered:
             self.at_once = True
+        elif status.state is RunState.LOST and self._may_be_found(attempt):
+            self._not_found(run, attempt, status)
         elif status.state.is_over:
-            message = status.message or (
-                "The site no longer knows the run."
-                if status.state is RunState.LOST
-                else "The run ended without a result."
-            )
+            silent = NOT_KNOWN if status.state is RunState.LOST else "The run ended without a result."
+            message = status.message or silent
             self._attempt_failed(run, status.exit_code, message, state=status.state)
         else:
+            self._take_reason(run, attempt, status)
             if status.state is RunState.RUNNING and run.state is SiteRunState.DISPATCHED:
                 self._becomes(run, SiteRunState.RUNNING)
             if attempt.state != status.state or self.s.now - (attempt.heard_at or self.s.now) > SIGN_OF_LIFE:
                 alive = {"state": status.state.value, "heard_at": self.s.now}
                 self.changes.attempts.append(AttemptChange(attempt.id, alive))
 
+    def _may_be_found(self, attempt: AttemptView) -> bool:
+        if attempt.site.connector in sitework.AT_HAND:  # it asks its own processes
+            return False
+        return attempt.state != RunState.LOST or self.s.now - (attempt.heard_at or self.s.now) < LOST_FOR
+
+    def _not_found(self, run: SiteRunView, attempt: AttemptView, status: RunStatus) -> None:
+        """Ask for the run again soon. What it measures and sends meanwhile is a sign of life."""
+        self.tools.pace.put_off(("poll", attempt.run), ASK_FOR_LOST)
+        if attempt.state != status.state:
+            lost = {"state": status.state.value, "heard_at": self.s.now}
+            self.changes.attempts.append(AttemptChange(attempt.id, lost))
+        self._show(run, f"{sentence(status.message or NOT_KNOWN)} The portal asks once more.")
+
     def _take_reason(self, run: SiteRunView, attempt: AttemptView, status: RunStatus) -> None:
         """Show why a run has not begun (a steward must confirm it, a DAG is paused) once that has lasted a while."""
         waited = self.s.now - (attempt.launched_at or self.s.now)
         is_stuck = status.state is RunState.WAITING and status.message and waited > WAITS_LONG
-        reason = sentence(status.message) if is_stuck else ""
+        self._show(run, sentence(status.message) if is_stuck else "")
+
+    def _show(self, run: SiteRunView, reason: str) -> None:
         if reason == run.reason:
             return
         self.changes.site_runs.append(SiteRunChange(run.id, fields={"reason": reason}))
@@ -363,30 +383,3 @@ class _Watch:
 def says_something_new(attempt: AttemptView, answer: Answer) -> bool:
     """Say whether an answer is worth a step of its own; others wait for the next."""
     return answer.has_delivered or answer.status.state != attempt.state
-
-
-def cancel_strays(s: Snapshot, tools: Tools, changes: Changes, *, patience: float = 0.0) -> list[AttemptView]:
-    """End runs that nobody waits for any more; return those that are not confirmed yet.
-
-    ``patience``: seconds, for starts that are under way, and again for the ends.
-    """
-    # A launch under way must land before it can be taken back.
-    tools.errands.wait([("launch", stray.run) for stray in s.strays], patience)
-    keys = []
-    for stray in s.strays:
-        key = ("cancel", stray.run)
-        if tools.pace.is_due(key) and not tools.errands.is_under_way(("launch", stray.run)):
-            tools.errands.start(key, partial(sitework.cancel, stray, tools))
-        keys.append(key)
-    tools.errands.wait(keys, patience)
-    left = []
-    for stray, key in zip(s.strays, keys, strict=True):
-        errand = tools.errands.take(key)
-        if errand is not None and errand.error is None:
-            tools.pace.forget(key)
-            changes.attempts.append(AttemptChange(stray.id, {"ended_at": s.now, "state": RunState.CANCELLED.value}))
-            continue
-        if errand is not None and errand.error is not None:
-            not_reached(errand.error, key, tools)
-        left.append(stray)
-    return left
