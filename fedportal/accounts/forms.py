@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from django import forms
-from django.contrib.auth.forms import AuthenticationForm
+from django.contrib.auth.forms import AuthenticationForm, UsernameField
 
 from fedportal.accounts.authentication import PAUSE, is_paused
 from fedportal.accounts.models import User
 
 
 class SignInForm(AuthenticationForm):
+    username = UsernameField(label="User name", widget=forms.TextInput(attrs={"autofocus": True}))
     error_messages = {
         "invalid_login": "User name and password do not match. Both are case-sensitive.",
         "inactive": "This account is closed. Ask an operator of the portal.",

@@ -32,7 +32,6 @@ class SiteForm(forms.ModelForm):
     class Meta:
         model = Site
         fields = ["name", "slug", "city", "contact", "stewards"]
-        labels = {"slug": "Short name"}
         help_texts = {
             "slug": "At most 15 lower-case letters, digits and hyphens. Used in addresses, file names and logs; it cannot be changed later."
         }

@@ -76,6 +76,7 @@ class Site(models.Model):
     """A registered instance: one hospital."""
 
     slug = models.CharField(
+        "short name",
         max_length=15,
         unique=True,
         validators=[
@@ -103,6 +104,7 @@ class Site(models.Model):
     registered_at = models.DateTimeField(default=timezone.now, editable=False)
     retired_at = models.DateTimeField(null=True, blank=True, editable=False)
     is_pool = models.BooleanField(
+        "pool",
         default=False,
         editable=False,
         help_text="Made by the portal to train on the data of several sites on this machine. It is not a hospital.",

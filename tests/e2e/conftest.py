@@ -175,7 +175,7 @@ def open_page(chromium: Browser, stack: Stack, request: pytest.FixtureRequest) -
 
 def sign_in(page: Page, person: str, password: str) -> None:
     page.goto("/accounts/login/")
-    page.get_by_label("Username").fill(person)
+    page.get_by_label("User name").fill(person)
     page.get_by_label("Password").fill(password)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_url(lambda url: "/login/" not in url)

@@ -40,7 +40,7 @@ def write(page: Page, label: str, text: str) -> None:
 def test_the_keyboard_alone_composes_and_starts_an_experiment(open_page, stack):
     page = open_page(None)
     page.goto("/accounts/login/")
-    write(page, "Username", "researcher")
+    write(page, "User name", "researcher")
     write(page, "Password", stack.passwords["researcher"])
     page.keyboard.press("Enter")
     page.wait_for_url(lambda address: "/login/" not in address)
