@@ -42,6 +42,8 @@ GRACE = 3.0
 """Seconds that an ended run has for its own end before it is killed. Airflow 3 kills a task 5 s after its SIGTERM."""
 LOOK = 0.2
 """Seconds between two looks at a run's log. Its end is noticed at once."""
+BLOCK = 1024 * 1024
+"""Bytes of a log that are read at once: it may be larger than the task's memory."""
 ANSWER_TIMEOUT = 5.0
 DAY = 86400.0
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
@@ -339,17 +341,23 @@ def _pid(folder: Path) -> int:
 
 def _show(log: Path, shown: int) -> int:
     """Write the whole lines of a log from an offset on to the console; return the offset behind them."""
+    while lines := _lines(log, shown):
+        sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()
+        shown += len(lines)
+    return shown
+
+
+def _lines(log: Path, offset: int) -> bytes:
+    """Return whole lines of a log, or a part of one that is longer than a block."""
     try:
         with log.open("rb") as file:
-            file.seek(shown)
-            data = file.read()
+            file.seek(offset)
+            data = file.read(BLOCK)
     except OSError:
-        return shown
-    whole = data.rfind(b"\n") + 1
-    if whole:
-        sys.stdout.buffer.write(data[:whole])
-        sys.stdout.buffer.flush()
-    return shown + whole
+        return b""
+    end = data.rfind(b"\n") + 1
+    return data if len(data) == BLOCK and not end else data[:end]
 
 
 def _say(message: str, *, level: str = "info", **facts: Any) -> None:

@@ -19,7 +19,7 @@ from fedportal.connectors.trainer_process import ROOT, is_locked
 from tests.trainer_process.bench import Bench, Ear, wait_for
 from trainer.contract import CONTRACT_VERSION, Exit, LaunchTicket
 from trainer.site_file import SiteFile
-from trainer.task import GRACE, NO_VERDICT, Run, tidy
+from trainer.task import GRACE, NO_VERDICT, Run, _show, tidy
 
 KEY = (b"s" * 32).hex()
 
@@ -219,6 +219,21 @@ def test_a_task_that_can_say_nothing_more_still_ends_with_its_code(
     with pytest.raises(SystemExit) as ending:
         Run(SiteFile(tmp_path, tmp_path / "work", KEY), "fp-abcd-r1-mainz-a1", "http://store/spec")._end()
     assert ending.value.code == Exit.CANCELLED
+
+
+def test_a_large_log_is_shown_whole_and_a_line_that_is_being_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr("trainer.task.BLOCK", 10)
+    log = tmp_path / "log.txt"
+    assert _show(log, 0) == 0
+    log.write_bytes(whole := b"first\nsecond\n" + b"a line of three blocks and more\n" + b"\n")
+    shown = _show(log, 0)
+    log.write_bytes(whole + b"begun")
+    assert shown == len(whole) == _show(log, shown)
+    log.write_bytes(whole + b"begun, done\n")
+    _show(log, shown)
+    assert capfdbinary.readouterr().out == whole + b"begun, done\n"
 
 
 def test_without_a_warm_trainer_the_run_starts_cold(tmp_path: Path) -> None:
