@@ -67,10 +67,12 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Look:
-    """What ``fp-check`` reported last (``trainer.check.report``; empty: nothing yet), and the newest job of it."""
+    """What ``fp-check`` reported last (``trainer.check.report``; empty: nothing that holds), how many seconds ago, and
+    the job that tells why there is no other: one that has failed since, else the newest."""
 
     report: Mapping[str, Any] = field(default_factory=dict)
     job: QueuedJob | None = None
+    age: float = 0.0
 
 
 class JobQueue(Protocol):

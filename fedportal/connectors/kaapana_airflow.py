@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from fedportal.connectors.base import LogChunk, RunState, RunStatus
-from fedportal.connectors.errors import SiteRefused, SiteUnreachable
+from fedportal.connectors.errors import SiteNotReady, SiteUnreachable
 from fedportal.connectors.kaapana_api import KaapanaApi, trainer_lines
 from fedportal.connectors.kaapana_runs import CANCELLED_NOTE, GONE, TRAIN, KaapanaRuns
 from trainer.contract import EXPLANATIONS, Exit
@@ -75,7 +75,7 @@ class AirflowRuns(KaapanaRuns[str]):
         if not self._api.has_session():
             return start, partial(self._only_new_run, frozenset(self._api.run_ids(TRAIN)))
         if self._api.is_paused(TRAIN):
-            raise SiteRefused(f"The workflow {TRAIN} is paused at the site.", remedy="Switch it on in its Airflow.")
+            raise SiteNotReady(f"The workflow {TRAIN} is paused at the site.", remedy="Switch it on in its Airflow.")
         return start, partial(self._find, run)
 
     def _search(self, run: str) -> str | None:

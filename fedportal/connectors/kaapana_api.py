@@ -167,7 +167,12 @@ class KaapanaApi:
         self._airflow("PATCH", path, json={"note": note}, missing=True, repeatable=True)
 
     def is_paused(self, dag: str) -> bool:
-        return bool(self._airflow("GET", f"dags/{_part(dag)}").fields().get("is_paused"))
+        answer = self._airflow("GET", f"dags/{_part(dag)}", missing=True)
+        if not answer.ok:
+            raise SiteRefused(
+                f"The workflow {dag} is not installed.", remedy="Install the extension fp-train-workflow."
+            )
+        return bool(answer.fields().get("is_paused"))
 
     def log(self, dag: str, run_id: str, task: str) -> str:
         """Return the log of a task's newest try, empty where there is none yet."""

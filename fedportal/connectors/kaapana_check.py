@@ -197,8 +197,8 @@ class WorkflowCheck(KaapanaCheck):
             raise SiteUnreachable("There is nowhere to leave a report.", remedy="The orchestrator makes checks.")
         begun = self._now()
         letterbox = self._site.letterbox()
-        name = f"{CHECK}-{self._site.slug}-{time.time_ns() // 1_000_000}"
-        job = {**self.conf(), "run": name, "report_url": letterbox.address}
+        job = {**self.conf(), "report_url": letterbox.address}
+        name = job["run"]
         conf = {
             "project_form": dict(self._api.project().form),
             "workflow_form": {"username": "fedportal"},

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 from fedportal.connectors.base import CheckReport, DatasetReport, LogChunk, RunState, RunStatus
-from fedportal.connectors.checking import code_step, dataset_report, dataset_step, take_steps
+from fedportal.connectors.checking import Remark, code_step, dataset_report, dataset_step, take_steps
 from fedportal.connectors.errors import SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import Configured, Field, SiteContext, Unfit
 from fedportal.connectors.job_queue import JobQueue, JobState, Look, QueuedJob, Sighting
@@ -25,6 +25,8 @@ SILENT_AFTER = 60.0
 """Seconds without a poll after which a site counts as silent. Kaapana polls every 5 s (``REMOTE_SYNC_INTERVAL``)."""
 MOST_SKEW = 300.0
 """Seconds that a site's clock may be off. Presigned addresses tell the time, too: S3 refuses from 15 minutes on."""
+OLD_REPORT = 2 * 86_400.0
+"""Seconds after which what a site's trainer has reported is remarked on; it is asked for every half day."""
 CANCEL_PATIENCE = 8.0
 """Seconds in which a cancelled run is expected to be confirmed; one poll and a report take about five."""
 LOOK_EVERY = 0.2
@@ -345,7 +347,13 @@ def _trainer(look: Look, seen: Sighting) -> str:
     if problems := look.report.get("problems"):
         raise SiteRefused(" ".join(map(str, problems)), remedy="Mend it at the site.")
     gpus = len(look.report.get("gpus") or ())
-    return f"Trainer of contract {versions['contract']} with torch {versions.get('torch')}, {gpus or 'no'} GPU."
+    text = f"Trainer of contract {versions['contract']} with torch {versions.get('torch')}, {gpus or 'no'} GPU."
+    if look.age > OLD_REPORT:
+        raise Remark(
+            f"{text} That was {look.age / 86_400:.0f} days ago.",
+            remedy="See fp-check in Kaapana's workflow list: a steward may have to confirm it.",
+        )
+    return text
 
 
 def _store(report: Mapping[str, Any]) -> str:

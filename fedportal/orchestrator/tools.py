@@ -83,7 +83,7 @@ def _mark(site: SiteView) -> bytes:
 
 def _probe(store: ObjectStore, slug: str) -> dict[str, str]:
     """Put an object for a site's check into the store; return the presigned addresses."""
-    key = f"{ROOT}/checks/{slug}"
+    key = f"{ROOT}/checks/{slug}/probe.json"
     store.put_bytes(key, bytes(PROBE_BYTES))
     return {"get": store.presign_get(key, PROBE_TIME), "put": store.presign_put(key, PROBE_TIME)}
 

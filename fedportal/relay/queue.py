@@ -131,13 +131,25 @@ class SiteQueue:
     def look(self, portal_url: str) -> Look:
         with connection_of_a_thread():
             checks = RemoteJob.objects.defer("conf").filter(site__slug=self._slug, is_check=True).order_by("-pk")
-            newest, finished = checks.first(), checks.filter(state=JobState.FINISHED).first()
-            if newest is None or (newest.status.is_over and timezone.now() - newest.created_at > self._pause(newest)):
+            newest, ended = checks.first(), checks.filter(ended_at__isnull=False).first()
+            if newest is None or timezone.now() - newest.created_at > self._pause(newest):
+                if newest is not None:
+                    self.cancel(newest.run)
                 newest = self._put_check(portal_url)
-            job = QueuedJob(newest.status, newest.description, newest.abort_requested_at is not None)
-        return Look(self._read_report(finished.run) if finished else {}, job)
+            # What an earlier run reported does not hold once a later one has failed.
+            has_failed = ended is not None and ended.status is not JobState.FINISHED and not ended.abort_requested_at
+            finished = None if has_failed else checks.filter(state=JobState.FINISHED).first()
+            told = ended if has_failed and ended is not None else newest
+            job = QueuedJob(told.status, told.description, told.abort_requested_at is not None)
+        if finished is None:
+            return Look({}, job)
+        age = timezone.now() - (finished.ended_at or finished.created_at)
+        return Look(self._read_report(finished.run), job, age.total_seconds())
 
     def _pause(self, last: RemoteJob) -> timedelta:
+        """Return how long a job of the check counts. One that hangs is given up when its addresses end."""
+        if not last.status.is_over:
+            return REPORT_URL_LIFETIME
         return REPORT_EVERY if last.status is JobState.FINISHED else REPORT_AGAIN
 
     def _put_check(self, portal_url: str) -> RemoteJob:

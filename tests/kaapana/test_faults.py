@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedportal.connectors.base import RunState
-from fedportal.connectors.errors import SiteRefused, SiteUnreachable
+from fedportal.connectors.errors import SiteNotReady, SiteRefused, SiteUnreachable
 from fedportal.connectors.fields import SiteContext
 from fedportal.connectors.kaapana import KaapanaConnector
 from fedportal.connectors.trainer_process import is_locked
@@ -80,14 +80,20 @@ def test_another_portal_process_finds_the_run_by_its_name(kaapana: KaapanaDouble
     assert connector(kaapana.door).poll(ticket.run).state is RunState.CANCELLED
 
 
-def test_a_paused_workflow_is_refused_with_the_remedy(
+def test_a_paused_workflow_is_waited_for_with_the_remedy(
     kaapana: KaapanaDouble, site: KaapanaConnector, bench: Bench
 ) -> None:
     kaapana.set_paused("fp-train", paused=True)
-    with pytest.raises(SiteRefused, match="paused") as refused:
+    with pytest.raises(SiteNotReady, match="paused") as refused:
         site.launch(bench.ticket("quick"))
     assert "Switch it on" in refused.value.remedy
     assert kaapana.runs() == []
+
+
+def test_a_workflow_that_is_not_installed_is_named(site: KaapanaConnector) -> None:
+    with pytest.raises(SiteRefused, match="fp-nothing is not installed") as refused:
+        site.api.is_paused("fp-nothing")
+    assert "Install the extension" in refused.value.remedy
 
 
 def test_a_conf_is_the_sites_own_and_holds_no_secret(

@@ -238,6 +238,51 @@ def test_a_check_asks_once_and_reads_the_answer(mainz, checked):
     assert RemoteJob.objects.filter(is_check=True).count() == 1, "a fresh report is not asked for again"
 
 
+def much_later(**shift: float) -> None:
+    """Let all jobs of the check be older."""
+    for job in RemoteJob.objects.filter(is_check=True):
+        by = timedelta(**shift)
+        RemoteJob.objects.filter(pk=job.pk).update(
+            created_at=job.created_at - by, ended_at=job.ended_at and job.ended_at - by
+        )
+
+
+@pytest.mark.store
+def test_an_earlier_report_does_not_hide_that_the_check_fails_now(mainz, checked):
+    queue, answer = checked
+    answer(REPORT)
+    assert connector(queue).check().ok
+    much_later(hours=13)
+    assert connector(queue).check().ok, "it is being asked anew"
+    job = next(job for job in mainz.jobs() if job["dag_id"] == "fp-check")
+    mainz.report(job["id"], "failed")
+    for pause in (0, 1):  # also while it is asked for once more
+        much_later(hours=pause)
+        step = next(step for step in connector(queue).check().steps if not step.ok)
+        assert (step.name, "could not report" in step.message) == ("Trainer", True)
+    answer(REPORT)
+    assert connector(queue).check().ok
+
+
+@pytest.mark.store
+def test_a_check_that_hangs_at_the_site_is_given_up_and_asked_for_again(mainz, checked):
+    queue, answer = checked
+    answer(REPORT)
+    much_later(hours=13)
+    connector(queue).check()
+    first = next(job for job in mainz.jobs() if job["dag_id"] == "fp-check")
+    mainz.report(first["id"], "running")
+    much_later(hours=47)
+    assert RemoteJob.objects.filter(is_check=True).count() == 2
+    much_later(hours=2)
+    report = connector(queue).check()
+    assert RemoteJob.objects.filter(is_check=True).count() == 3
+    assert RemoteJob.objects.get(pk=first["id"]).abort_requested_at is not None
+    trainer = next(step for step in report.steps if step.name == "Trainer")
+    assert (trainer.ok, "days ago" in trainer.message) == (True, True)
+    assert "fp-check" in trainer.remedy
+
+
 @pytest.mark.store
 def test_the_answer_brings_the_next_check(mainz, checked):
     _queue, answer = checked
