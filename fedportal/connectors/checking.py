@@ -136,6 +136,8 @@ class TrainerWords:
 
     names_series = False
     """Whether a run's conf names the series of its dataset."""
+    sees_gpus = True
+    """Whether the check runs where trainings do. A Kaapana gives a GPU only to a pod that asks for it, as a training's."""
     update = INSTALL
     """How a site comes by the portal's version of the trainer."""
     offer = "Put each dataset into a folder of its own with a dataset.json."
@@ -167,7 +169,8 @@ class TrainerWords:
         lacking = [name for name, value in versions.items() if value == "missing"]
         if lacking:
             raise SiteRefused(f"The trainer lacks {', '.join(lacking)}.", remedy=remedy)
-        gpus = ", ".join(str(gpu["name"]) for gpu in self._found["gpus"]) or "no GPU"
+        none = "no GPU" if self.sees_gpus else "GPUs not looked at"
+        gpus = ", ".join(str(gpu["name"]) for gpu in self._found["gpus"]) or none
         warm = "warm" if self._found["warm"] else "cold"
         took = time.monotonic() - since
         return f"Contract {versions['contract']}, torch {versions['torch']}, {gpus}, {warm} start; answered in {took:.0f} s."

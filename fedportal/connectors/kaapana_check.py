@@ -10,7 +10,7 @@ from typing import Any
 from fedportal.connectors.base import CheckReport
 from fedportal.connectors.checking import TrainerWords, certificate_step, name_step, take_steps
 from fedportal.connectors.errors import SiteRefused, SiteUnreachable
-from fedportal.connectors.fields import SiteContext
+from fedportal.connectors.fields import Letterbox, SiteContext
 from fedportal.connectors.http import Http
 from fedportal.connectors.job_queue import JobState
 from fedportal.connectors.kaapana_api import KaapanaApi, trainer_lines
@@ -36,6 +36,7 @@ class KaapanaCheck(TrainerWords):
     """What both ways to start runs have in common."""
 
     names_series = True
+    sees_gpus = False
     update = INSTALL
     offer = "Offer one at the site: start the workflow fp-offer in Kaapana with a dataset."
 
@@ -93,6 +94,22 @@ class KaapanaCheck(TrainerWords):
         project = self._api.project()
         return f"{project.name}, in namespace {project.form['kubernetes_namespace']}."
 
+    def _letterbox(self) -> Letterbox:
+        if self._site.letterbox is None:
+            raise SiteUnreachable("There is nowhere to leave a report.", remedy="The orchestrator makes checks.")
+        return self._site.letterbox()
+
+    def _letter(self, letterbox: Letterbox, run: str) -> dict[str, Any]:
+        """Return what the trainer has left. Raises :class:`SiteRefused` where that is nothing, or not the site's."""
+        try:
+            return verified(letterbox.read() or b"", attempt_key(self._site.key, run))
+        except ContractError as error:
+            raise SiteRefused(
+                "fp-check ended well, but its report cannot be used: the site has another key than the portal, or its "
+                "pod does not reach the object store.",
+                remedy="Copy the key from the site's page here into the Secret “fedportal”; see the log of fp-check.",
+            ) from error
+
     def _wait(self, state: Callable[[], str | None], *, over: Collection[str], begun: float) -> str:
         """Return the state in which fp-check ended; raise :class:`SiteUnreachable` when it does not in time."""
         now = state()
@@ -108,7 +125,8 @@ class KaapanaCheck(TrainerWords):
 
 
 class AirflowCheck(KaapanaCheck):
-    """The check of a site whose runs are started through its Airflow; the trainer's answer stands in a log."""
+    """The check of a site whose runs are started through its Airflow. The trainer's answer stands in a log; where the
+    portal cannot read logs, the trainer leaves it in the object store."""
 
     _has_session = False
 
@@ -146,17 +164,15 @@ class AirflowCheck(KaapanaCheck):
 
     def _trainer(self) -> str:
         begun = self._now()
-        conf = {"project_form": dict(self._api.project().form), "fedportal": self.conf()}
+        letterbox = None if self._has_session else self._letterbox()
+        job = {**self.conf(), **({"report_url": letterbox.address} if letterbox else {})}
+        conf = {"project_form": dict(self._api.project().form), "fedportal": job}
         run_id = self._api.trigger(CHECK, conf)
         ended = self._wait(lambda: self._api.run_state(CHECK, run_id), over=("success", "failed"), begun=begun)
-        if not self._has_session:
+        if letterbox is not None:
             if ended == "failed":
-                raise SiteRefused("fp-check failed at the site.", remedy="Look at its log in Kaapana.")
-            raise SiteRefused(
-                "The site's check went well, but its answer stands in a log that the portal cannot read.",
-                remedy="Let the portal's user sign in at Airflow (/flow/login), or let runs be started as workflows of "
-                "the project (Control).",
-            )
+                raise SiteRefused("fp-check failed at the site.", remedy=f"See its log in Kaapana. {COMPLETE}")
+            return self.hear(self._letter(letterbox, job["run"]), since=begun, remedy=INSTALL)
         for entry in reversed(list(trainer_lines(self._api.log(CHECK, run_id, "check")))):
             report = entry.get("report")
             if isinstance(report, dict):
@@ -193,10 +209,8 @@ class WorkflowCheck(KaapanaCheck):
         return f"{', '.join(DAGS)} are in the project's software."
 
     def _trainer(self) -> str:
-        if self._site.letterbox is None:
-            raise SiteUnreachable("There is nowhere to leave a report.", remedy="The orchestrator makes checks.")
         begun = self._now()
-        letterbox = self._site.letterbox()
+        letterbox = self._letterbox()
         job = {**self.conf(), "report_url": letterbox.address}
         name = job["run"]
         conf = {
@@ -215,15 +229,7 @@ class WorkflowCheck(KaapanaCheck):
             raise SiteRefused(
                 "fp-check failed at the site.", remedy=f"See its log in Kaapana (workflow list). {COMPLETE}"
             )
-        try:
-            report = verified(letterbox.read() or b"", attempt_key(self._site.key, name))
-        except ContractError as error:
-            raise SiteRefused(
-                "fp-check ended well, but its report cannot be used: the site has another key than the portal, or its "
-                "pod does not reach the object store.",
-                remedy="Copy the key from the site's page here into the Secret “fedportal”; see the log of fp-check.",
-            ) from error
-        return self.hear(report, since=begun, remedy=INSTALL)
+        return self.hear(self._letter(letterbox, name), since=begun, remedy=INSTALL)
 
 
 def _require(known: Mapping[str, Mapping[str, Any]], *, install: str) -> None:

@@ -346,8 +346,7 @@ def _trainer(look: Look, seen: Sighting) -> str:
         )
     if problems := look.report.get("problems"):
         raise SiteRefused(" ".join(map(str, problems)), remedy="Mend it at the site.")
-    gpus = len(look.report.get("gpus") or ())
-    text = f"Trainer of contract {versions['contract']} with torch {versions.get('torch')}, {gpus or 'no'} GPU."
+    text = f"Trainer of contract {versions['contract']} with torch {versions.get('torch')}."
     if look.age > OLD_REPORT:
         raise Remark(
             f"{text} That was {look.age / 86_400:.0f} days ago.",

@@ -11,7 +11,7 @@ import pytest
 
 from fedportal.connectors.base import RunState
 from fedportal.connectors.errors import SiteNotReady, SiteRefused, SiteUnreachable
-from fedportal.connectors.fields import SiteContext
+from fedportal.connectors.fields import Letterbox, SiteContext
 from fedportal.connectors.kaapana import KaapanaConnector
 from fedportal.connectors.trainer_process import is_locked
 from tests.kaapana.conftest import SITE_KEY, connector
@@ -319,3 +319,24 @@ def test_a_site_with_another_key_is_found_by_its_check(kaapana: KaapanaDouble) -
     failed = next(step for step in report.steps if step.ok is False)
     assert failed.name == "Key"
     assert "another key" in failed.message
+
+
+@pytest.mark.parametrize("fits", [True, False], ids=["own-key", "other-key"])
+def test_without_a_session_at_airflow_the_report_is_left_in_the_store(
+    kaapana: KaapanaDouble, bench: Bench, fits: bool
+) -> None:
+    kaapana.door.faults.has_airflow_login = False
+
+    def letterbox() -> Letterbox:
+        return Letterbox(bench.store.presign_put("report", timedelta(hours=1)), lambda: bench.store.get_bytes("report"))
+
+    context = SiteContext("mainz", key=SITE_KEY if fits else b"t" * 32, letterbox=letterbox)
+    steps = {step.name: step for step in connector(kaapana.door, site=context).check().steps}
+    assert "does not open" in steps["Airflow"].message
+    assert steps["Trainer"].ok is fits
+    if fits:
+        assert "GPUs not looked at" in steps["Trainer"].message
+        assert all(steps[name].ok for name in ("Code", "Key", "Clock", "Disk"))
+    else:
+        assert "another key" in steps["Trainer"].message
+        assert "Secret" in steps["Trainer"].remedy
