@@ -110,8 +110,10 @@ class Http:
         adapter = _Adapter(_context(ca_certificate, verify))
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, adapter)
-        # a function, too, where there is no login: else requests would look one up in ~/.netrc
-        self._session.auth = auth or _no_login
+        # Nothing of the environment: behind a proxy neither a site's own authority nor the look at who answers would
+        # hold, and ~/.netrc would add a login.
+        self._session.trust_env = False
+        self._session.auth = auth
         self._session.headers.update({"User-Agent": "fedportal", "Accept": "application/json", **(headers or {})})
         if not cookies:
             self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
@@ -331,10 +333,6 @@ def _context(ca_certificate: str, verify: bool) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _no_login(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    return request
 
 
 def _body(response: requests.Response, max_bytes: int) -> bytes:

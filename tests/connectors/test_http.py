@@ -33,6 +33,16 @@ def test_paths_lie_below_the_base_and_json_is_read(server: Server) -> None:
     assert server.seen[0][1] == "/base/x?q=1"
 
 
+def test_no_proxy_of_the_environment_stands_between(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.lower(), "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    server.script = [(200, {}, b"{}")]
+    assert Http(server.url).get("x").ok
+
+
 def test_a_redirect_is_not_followed_but_means_login(server: Server) -> None:
     server.script = [(302, {"Location": "http://127.0.0.1:1/login"}, b"")]
     with pytest.raises(SiteRefused, match="login"):
