@@ -12,7 +12,8 @@ from trainer.contract import Exit
 from trainer.job import Fault
 
 NO_MEMORY = ("out of memory", "STATUS_ALLOC_FAILED", "_ALLOCATION_FAILED", "DefaultCPUAllocator", "bad_alloc")
-"""How torch says it: its own allocator on a GPU and the driver, cuBLAS and cuDNN up to 8, cuDNN from 9, its allocator on the CPU, C++."""
+"""How torch says it: its own allocator on a GPU and the driver, cuBLAS and cuDNN up to 8, cuDNN from 9, its allocator on
+the CPU, C++."""
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from fedportal.connectors.base import CheckStep, DatasetReport
 from fedportal.connectors.errors import SiteError, SiteRefused, StoreError
 from fedportal.connectors.fields import SiteContext
 from fedportal.connectors.http import Http
-from trainer.contract import CONTRACT_VERSION
+from trainer.contract import CONTRACT_VERSION, check_name
 from trainer.contract.code import code_digest
 
 INSTALL = "Run `python -m trainer.install` at the site; docs/airflow.md says how."
@@ -152,8 +152,7 @@ class TrainerWords:
 
     def conf(self) -> dict[str, Any]:
         """Return what the site is asked to try."""
-        self._asked = time.time()
-        run = f"fp-check-{self._site.slug}-{time.time_ns() // 1_000_000}"  # by which the portal's relay knows the site
+        run = check_name(self._site.slug, time.time_ns() // 1_000_000)  # by which the portal's relay knows the site
         conf: dict[str, Any] = {"nonce": self._nonce, "contract": CONTRACT_VERSION, "run": run}
         if self._site.portal_url:
             conf["portal"] = f"{self._site.portal_url}/ui/healthz/"
@@ -163,7 +162,9 @@ class TrainerWords:
 
     def hear(self, document: Mapping[str, Any], *, since: float, remedy: str) -> str:
         """Keep the answer and say what the trainer is. ``since``: monotonic time of the question."""
+        took = time.monotonic() - since
         self._heard = time.time()
+        self._asked = self._heard - took
         self._found = dict(document)
         versions = self._found["versions"]
         lacking = [name for name, value in versions.items() if value == "missing"]
@@ -172,7 +173,6 @@ class TrainerWords:
         none = "no GPU" if self.sees_gpus else "GPUs not looked at"
         gpus = ", ".join(str(gpu["name"]) for gpu in self._found["gpus"]) or none
         warm = "warm" if self._found["warm"] else "cold"
-        took = time.monotonic() - since
         return f"Contract {versions['contract']}, torch {versions['torch']}, {gpus}, {warm} start; answered in {took:.0f} s."
 
     def heard_steps(self) -> tuple[tuple[str, Callable[[], str]], ...]:

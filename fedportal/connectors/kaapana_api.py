@@ -78,9 +78,7 @@ class KaapanaApi:
         require_fit(conf)
         answer = self.ask("POST", f"{BLUEPRINT}/trigger/{_part(dag)}", json={"conf": dict(conf)})
         if answer.status == 404:
-            raise SiteRefused(
-                f"The workflow {dag} is not installed.", remedy="Install the extension fp-train-workflow."
-            )
+            raise _not_installed(dag)
         need(answer, f"start {dag}")
         try:
             run_id = answer.json()["message"][1]["run_id"]
@@ -100,9 +98,7 @@ class KaapanaApi:
         """Return the ids of a DAG's runs, the oldest first."""
         answer = self.ask("GET", f"{BLUEPRINT}/dagids/{_part(dag)}")
         if answer.status in (400, 404):
-            raise SiteRefused(
-                f"The workflow {dag} is not installed.", remedy="Install the extension fp-train-workflow."
-            )
+            raise _not_installed(dag)
         need(answer, "list runs")
         return [str(run_id) for run_id in answer.fields().get("run_ids") or ()]
 
@@ -169,9 +165,7 @@ class KaapanaApi:
     def is_paused(self, dag: str) -> bool:
         answer = self._airflow("GET", f"dags/{_part(dag)}", missing=True)
         if not answer.ok:
-            raise SiteRefused(
-                f"The workflow {dag} is not installed.", remedy="Install the extension fp-train-workflow."
-            )
+            raise _not_installed(dag)
         return bool(answer.fields().get("is_paused"))
 
     def log(self, dag: str, run_id: str, task: str) -> str:
@@ -327,6 +321,10 @@ def _dag_run(row: Mapping[str, Any]) -> DagRun:
         conf=conf if isinstance(conf, dict) else {},
         note=str(row.get("note") or ""),
     )
+
+
+def _not_installed(dag: str) -> SiteRefused:
+    return SiteRefused(f"The workflow {dag} is not installed.", remedy="Install the extension fp-train-workflow.")
 
 
 def need(answer: Answer, act: str, *, remedy: str = ADMIN) -> None:

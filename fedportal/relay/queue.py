@@ -11,7 +11,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Max
+from django.db.models import Max, Q
 from django.utils import timezone
 
 from fedportal.connectors.base import LogChunk
@@ -30,6 +30,7 @@ from trainer.contract import (
     ContractError,
     attempt_key,
     attempt_prefix,
+    check_name,
     site_key,
     verified,
 )
@@ -75,9 +76,7 @@ class SiteQueue:
     def job(self, run: str) -> QueuedJob | None:
         with connection_of_a_thread():
             job = RemoteJob.objects.defer("conf").filter(run=run, site__slug=self._slug).first()
-        if job is None:
-            return None
-        return QueuedJob(job.status, job.description, job.abort_requested_at is not None)
+        return None if job is None else _queued_job(job)
 
     def cancel(self, run: str) -> None:
         with connection_of_a_thread(), transaction.atomic():
@@ -131,20 +130,20 @@ class SiteQueue:
     def look(self, portal_url: str) -> Look:
         with connection_of_a_thread():
             checks = RemoteJob.objects.defer("conf").filter(site__slug=self._slug, is_check=True).order_by("-pk")
-            newest, ended = checks.first(), checks.filter(ended_at__isnull=False).first()
+            newest = checks.first()
             if newest is None or timezone.now() - newest.created_at > self._pause(newest):
                 if newest is not None:
                     self.cancel(newest.run)
                 newest = self._put_check(portal_url)
-            # What an earlier run reported does not hold once a later one has failed.
-            has_failed = ended is not None and ended.status is not JobState.FINISHED and not ended.abort_requested_at
-            finished = None if has_failed else checks.filter(state=JobState.FINISHED).first()
-            told = ended if has_failed and ended is not None else newest
-            job = QueuedJob(told.status, told.description, told.abort_requested_at is not None)
-        if finished is None:
-            return Look({}, job)
-        age = timezone.now() - (finished.ended_at or finished.created_at)
-        return Look(self._read_report(finished.run), job, age.total_seconds())
+            # What an earlier run reported does not hold once a later one has failed. One that was given up tells nothing.
+            tells = Q(state=JobState.FINISHED) | Q(ended_at__isnull=False, abort_requested_at__isnull=True)
+            last = checks.filter(tells).first()
+        if last is None:
+            return Look({}, _queued_job(newest))
+        if last.status is not JobState.FINISHED:
+            return Look({}, _queued_job(last))
+        age = timezone.now() - (last.ended_at or last.created_at)
+        return Look(self._read_report(last.run), _queued_job(newest), age.total_seconds())
 
     def _pause(self, last: RemoteJob) -> timedelta:
         """Return how long a job of the check counts. One that hangs is given up when its addresses end."""
@@ -155,7 +154,7 @@ class SiteQueue:
     def _put_check(self, portal_url: str) -> RemoteJob:
         site, store = Site.objects.get(slug=self._slug), self._store()
         number = (RemoteJob.objects.aggregate(most=Max("pk"))["most"] or 0) + 1
-        run = f"{CHECK_DAG}-{self._slug}-{number}"
+        run = check_name(self._slug, number)
         probe = self._check_key("probe")
         if not store.exists(probe):
             store.put_bytes(probe, secrets.token_bytes(PROBE_SIZE))
@@ -204,3 +203,7 @@ class SiteQueue:
             return job.delivered_at is not None and timezone.now() - job.delivered_at < TAKEN_WITHIN
         confirms = RemoteInstance.objects.filter(site=job.site_id, automatic_workflow_execution=False)
         return not (job.status is JobState.PENDING and confirms.exists())
+
+
+def _queued_job(job: RemoteJob) -> QueuedJob:
+    return QueuedJob(job.status, job.description, job.abort_requested_at is not None)

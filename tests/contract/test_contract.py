@@ -24,6 +24,7 @@ from trainer.contract import (
     attempt_prefix,
     case_key,
     case_pseudonym,
+    check_name,
     global_model_key,
     manifest_from_json,
     metrics_token,
@@ -130,9 +131,13 @@ def test_each_site_has_a_key_of_its_own_and_each_attempt_its_own_below_it():
 @given(st.from_regex(r"[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?", fullmatch=True), st.integers(0, 999), st.integers(1, 9))
 def test_the_site_is_read_from_the_name_of_a_run(slug, round, attempt):
     assert site_of(run_name(experiment="abcd", round=round, site=slug, attempt=attempt)) == slug
+    assert site_of(check_name(slug, round)) == slug
 
 
-@pytest.mark.parametrize("name", ["", "mainz", "fp-abcd-r1-mainz", "fp-abcd-r1--a1", NAME + "\n", f"x{NAME}"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "mainz", "fp-abcd-r1-mainz", "fp-abcd-r1--a1", "fp-check-mainz", "fp-check--1", NAME + "\n", f"x{NAME}"],
+)
 def test_what_is_no_run_name_belongs_to_no_site(name):
     with pytest.raises(ContractError):
         site_of(name)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import nibabel
 import numpy as np
 import pytest
 
-from fedportal.connectors.fields import SiteContext
+from fedportal.connectors.fields import Letterbox, SiteContext
 from fedportal.connectors.kaapana import KaapanaConnector
 from fedportal.connectors.objectstore import ObjectStore
 from fedportal.connectors.oidc import Credentials, Grant
@@ -31,6 +32,10 @@ def connector(door: Door, **options) -> KaapanaConnector:
     return KaapanaConnector(
         door.url, options.pop("credentials", credentials()), ca_certificate=door.ca, by_path=door.by_path, **options
     )
+
+
+def letterbox(store: ObjectStore) -> Letterbox:
+    return Letterbox(store.presign_put("report", timedelta(hours=1)), lambda: store.get_bytes("report"))
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 
 from fedportal.connectors.base import RunState
 from fedportal.connectors.errors import SiteNotReady, SiteRefused, SiteUnreachable
-from fedportal.connectors.fields import Letterbox, SiteContext
+from fedportal.connectors.fields import SiteContext
 from fedportal.connectors.kaapana import KaapanaConnector
 from fedportal.connectors.trainer_process import is_locked
-from tests.kaapana.conftest import SITE_KEY, connector
+from tests.kaapana.conftest import SITE_KEY, connector, letterbox
 from tests.kaapana_double.double import KaapanaDouble
 from tests.trainer_process.bench import Bench, wait_for
 from trainer.contract import Exit, LaunchTicket, records_in_log
@@ -326,11 +326,8 @@ def test_without_a_session_at_airflow_the_report_is_left_in_the_store(
     kaapana: KaapanaDouble, bench: Bench, fits: bool
 ) -> None:
     kaapana.door.faults.has_airflow_login = False
-
-    def letterbox() -> Letterbox:
-        return Letterbox(bench.store.presign_put("report", timedelta(hours=1)), lambda: bench.store.get_bytes("report"))
-
-    context = SiteContext("mainz", key=SITE_KEY if fits else b"t" * 32, letterbox=letterbox)
+    key = SITE_KEY if fits else b"t" * 32
+    context = SiteContext("mainz", key=key, letterbox=lambda: letterbox(bench.store))
     steps = {step.name: step for step in connector(kaapana.door, site=context).check().steps}
     assert "does not open" in steps["Airflow"].message
     assert steps["Trainer"].ok is fits

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from fedportal.connectors.base import RunState
 from fedportal.connectors.errors import SiteRefused
-from fedportal.connectors.fields import Letterbox, SiteContext
+from fedportal.connectors.fields import SiteContext
 from fedportal.connectors.kaapana import KaapanaConnector
 from fedportal.connectors.trainer_process import is_locked
-from tests.kaapana.conftest import SITE_KEY, connector
+from tests.kaapana.conftest import SITE_KEY, connector, letterbox
 from tests.kaapana_double.double import KaapanaDouble
 from tests.stage import report_of
 from tests.trainer_process.bench import Bench, wait_for
@@ -96,13 +95,7 @@ def test_a_whole_experiment_runs_with_a_kaapana_that_knows_the_portal_as_a_membe
 
 
 def test_a_check_finds_another_key_in_the_report_that_the_trainer_leaves(members: KaapanaDouble, bench: Bench) -> None:
-    def read() -> bytes | None:
-        return bench.store.get_bytes("report")
-
-    def letterbox() -> Letterbox:
-        return Letterbox(bench.store.presign_put("report", timedelta(hours=1)), read)
-
-    context = SiteContext("mainz", key=b"t" * 32, letterbox=letterbox)
+    context = SiteContext("mainz", key=b"t" * 32, letterbox=lambda: letterbox(bench.store))
     step = next(step for step in by_workflow(members, site=context).check().steps if step.ok is False)
     assert step.name == "Trainer"
     assert "another key" in step.message

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from fedportal.experiments.states import ExperimentState, RoundState, SiteRunState
-from fedportal.orchestrator.outcomes import Changes
+from fedportal.orchestrator.outcomes import Changes, Outcome
 from fedportal.orchestrator.snapshot import (
     AttemptView,
     ModelView,
@@ -18,6 +18,7 @@ from fedportal.orchestrator.snapshot import (
     Snapshot,
 )
 from fedportal.orchestrator.steps.opening import dispatch, publish
+from fedportal.orchestrator.steps.watching import watch
 from tests.factories import make_plan
 from tests.orchestrator.fakes import START, Federation, model_bytes
 from trainer.contract import global_model_key, run_name
@@ -144,3 +145,19 @@ def at_work(federation: Federation, *slugs: str, **fields) -> Snapshot:
 
 def later(s: Snapshot, seconds: float) -> Snapshot:
     return replace(s, now=s.now + timedelta(seconds=seconds))
+
+
+def looked(s: Snapshot, federation: Federation, seconds: float) -> tuple[Snapshot, Outcome]:
+    """Look so many seconds later; return the snapshot with what was written down of the first site, and the outcome."""
+    federation.clock.tick(seconds)
+    s = later(s, seconds)
+    outcome = watch(s, federation.tools)
+    run = s.site_runs[0]
+    for change in outcome.changes.site_runs:
+        if change.site_run == run.id and "reason" in change.fields:
+            run = replace(run, reason=str(change.fields["reason"]))
+    for change in outcome.changes.attempts:
+        if change.attempt == run.attempt.id:
+            known = {name: value for name, value in change.fields.items() if name in ("state", "heard_at", "ended_at")}
+            run = replace(run, current=replace(run.attempt, **known))
+    return replace(s, site_runs=(run, *s.site_runs[1:])), outcome

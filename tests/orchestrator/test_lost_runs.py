@@ -8,31 +8,15 @@ import pytest
 
 from fedportal.connectors.base import RunState, RunStatus
 from fedportal.experiments.states import SiteRunState as S
-from fedportal.orchestrator.outcomes import Advance, Outcome
+from fedportal.orchestrator.outcomes import Advance
 from fedportal.orchestrator.snapshot import Snapshot
-from fedportal.orchestrator.steps.watching import LOST_FOR, watch
+from fedportal.orchestrator.steps.watching import LOST_FOR
 from tests.orchestrator.fakes import Federation
-from tests.orchestrator.snapshots import RUN, at_work, elsewhere, later, moves, texts
+from tests.orchestrator.snapshots import RUN, at_work, elsewhere, looked, moves, texts
 
 DELETED = RunStatus(RunState.LOST, message="It was deleted there")
 ASKS = "Hospital A: It was deleted there. The portal asks once more."
 LIMIT = LOST_FOR.total_seconds()
-
-
-def looked(s: Snapshot, federation: Federation, seconds: float) -> tuple[Snapshot, Outcome]:
-    """Look so many seconds later; return the snapshot with what was written down of site A, and the outcome."""
-    federation.clock.tick(seconds)
-    s = later(s, seconds)
-    outcome = watch(s, federation.tools)
-    run = s.site_runs[0]
-    for change in outcome.changes.site_runs:
-        if change.site_run == run.id and "reason" in change.fields:
-            run = replace(run, reason=str(change.fields["reason"]))
-    for change in outcome.changes.attempts:
-        if change.attempt == run.attempt.id:
-            known = {name: value for name, value in change.fields.items() if name in ("state", "heard_at", "ended_at")}
-            run = replace(run, current=replace(run.attempt, **known))
-    return replace(s, site_runs=(run, *s.site_runs[1:])), outcome
 
 
 @pytest.fixture

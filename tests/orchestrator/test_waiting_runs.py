@@ -2,48 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 from fedportal.connectors.base import RunState, RunStatus
 from fedportal.experiments.states import SiteRunState as S
-from fedportal.orchestrator.snapshot import Snapshot
-from fedportal.orchestrator.steps.watching import WAITS_LONG, watch
+from fedportal.orchestrator.outcomes import Outcome
+from fedportal.orchestrator.steps.watching import WAITS_LONG
 from tests.orchestrator.fakes import Federation
-from tests.orchestrator.snapshots import at_work, later
+from tests.orchestrator.snapshots import at_work, looked
 
 CONFIRM = RunStatus(RunState.WAITING, message="It waits for the steward's confirmation.")
 
 
-def after(s: Snapshot, federation: Federation, seconds: float) -> tuple[Snapshot, list[str]]:
-    """Look so many seconds later at the only site; return the snapshot with its reason, and the journal's lines."""
-    federation.clock.tick(seconds)
-    changes = watch(later(s, seconds), federation.tools).changes
-    for change in changes.site_runs:
-        if "reason" in change.fields:
-            run = replace(s.site_runs[0], reason=str(change.fields["reason"]))
-            s = replace(s, site_runs=(run,))
-    return s, [line.text for line in changes.lines]
+def lines_of(outcome: Outcome) -> list[str]:
+    return [line.text for line in outcome.changes.lines]
 
 
 def test_what_a_run_waits_for_is_said_once_it_has_lasted(federation: Federation):
     s = at_work(federation, "a", run_state=S.DISPATCHED)
     federation["a"].states[federation["a"].run] = CONFIRM
-    s, lines = after(s, federation, 5)
-    assert (s.site_runs[0].reason, lines) == ("", [])
+    s, outcome = looked(s, federation, 5)
+    assert (s.site_runs[0].reason, lines_of(outcome)) == ("", [])
     long = (WAITS_LONG + timedelta(seconds=1)).total_seconds()
-    s, lines = after(s, federation, long)
+    s, outcome = looked(s, federation, long - 5)
     assert s.site_runs[0].reason == "It waits for the steward's confirmation."
-    assert lines == ["Hospital A: It waits for the steward's confirmation."]
-    s, lines = after(s, federation, long + 60)
-    assert lines == []
+    assert lines_of(outcome) == ["Hospital A: It waits for the steward's confirmation."]
+    s, outcome = looked(s, federation, 60)
+    assert lines_of(outcome) == []
 
 
 def test_the_reason_goes_when_the_run_begins(federation: Federation):
     s = at_work(federation, "a", run_state=S.DISPATCHED)
     federation["a"].states[federation["a"].run] = CONFIRM
-    s, _ = after(s, federation, 100)
+    s, _ = looked(s, federation, 100)
     federation["a"].states[federation["a"].run] = RunStatus(RunState.RUNNING)
-    s, lines = after(s, federation, 200)
+    s, outcome = looked(s, federation, 100)
     assert s.site_runs[0].reason == ""
-    assert lines == ["Hospital A goes on."]
+    assert lines_of(outcome) == ["Hospital A goes on."]

@@ -7,6 +7,7 @@ from typing import Any
 
 from django.test import Client
 
+from fedportal.connectors.kaapana_pull import KaapanaPullConnector
 from fedportal.relay.queue import SiteQueue
 from fedportal.sites.models import Site
 from tests.factories import make_site
@@ -97,3 +98,9 @@ def put(slug: str = "mainz", run: str = "fp-abcd-r1-mainz-a1", **conf: Any) -> S
     values = {"fedportal": {"run": run, "spec_url": "https://store.example/b/spec.json?X-Amz-Signature=a&b=c"}, **conf}
     queue.put(run, dag_id="fp-train", conf=values, dataset="brats")
     return queue
+
+
+def connector(queue: SiteQueue | None = None, **options) -> KaapanaPullConnector:
+    return KaapanaPullConnector(
+        queue or SiteQueue("mainz"), portal_url="https://portal.example", patience=0.0, **options
+    )

@@ -20,12 +20,6 @@ RUN = "fp-abcd-r1-mainz-a1"
 
 
 @pytest.fixture
-def mainz():
-    polling_site("mainz")
-    return Kaapana("mainz")
-
-
-@pytest.fixture
 def ulm():
     polling_site("ulm")
     return Kaapana("ulm")

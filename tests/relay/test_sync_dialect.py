@@ -5,16 +5,10 @@ from __future__ import annotations
 import pytest
 
 from fedportal.connectors.job_queue import JobState
-from tests.relay.rows import Kaapana, advert, polling_site, put
+from tests.relay.rows import advert, put
 
 pytestmark = pytest.mark.django_db
 RUN = "fp-abcd-r1-mainz-a1"
-
-
-@pytest.fixture
-def mainz():
-    polling_site("mainz")
-    return Kaapana("mainz")
 
 
 def test_later_versions_sync_everything_in_one_call(mainz):

@@ -17,6 +17,7 @@ _RUN = re.compile(
     r"fp-(?P<experiment>[a-z0-9]{4,10})-r(?P<round>[0-9]{1,5})-"
     r"(?P<site>[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?)-a[1-9][0-9]?\Z"
 )
+_CHECK = re.compile(r"fp-check-(?P<site>[a-z](?:[a-z0-9-]{0,13}[a-z0-9])?)-[0-9]+\Z")
 
 
 def run_name(*, experiment: str, round: int, site: str, attempt: int) -> str:
@@ -34,8 +35,14 @@ def run_name(*, experiment: str, round: int, site: str, attempt: int) -> str:
 
 
 def site_of(run: str) -> str:
-    """Return the slug of the site that a run name belongs to. Raises :class:`ContractError` for no run name."""
-    return _parts_of(run)["site"]
+    """Return the slug of the site that a run, of a round or of a check, belongs to. Raises :class:`ContractError` for no
+    run name."""
+    return (_CHECK.match(run) or _parts_of(run))["site"]
+
+
+def check_name(site: str, number: int) -> str:
+    """Return ``fp-check-<site>-<number>``, the name of a run of a site's check."""
+    return f"fp-check-{site}-{number}"
 
 
 def _parts_of(run: str) -> re.Match[str]:

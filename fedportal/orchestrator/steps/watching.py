@@ -219,8 +219,7 @@ class _Watch:
             if status.state is RunState.RUNNING and run.state is SiteRunState.DISPATCHED:
                 self._becomes(run, SiteRunState.RUNNING)
             if attempt.state != status.state or self.s.now - (attempt.heard_at or self.s.now) > SIGN_OF_LIFE:
-                alive = {"state": status.state.value, "heard_at": self.s.now}
-                self.changes.attempts.append(AttemptChange(attempt.id, alive))
+                self._heard(attempt, status)
 
     def _may_be_found(self, attempt: AttemptView) -> bool:
         if attempt.site.connector in sitework.AT_HAND:  # it asks its own processes
@@ -231,9 +230,12 @@ class _Watch:
         """Ask for the run again soon. What it measures and sends meanwhile is a sign of life."""
         self.tools.pace.put_off(("poll", attempt.run), ASK_FOR_LOST)
         if attempt.state != status.state:
-            lost = {"state": status.state.value, "heard_at": self.s.now}
-            self.changes.attempts.append(AttemptChange(attempt.id, lost))
+            self._heard(attempt, status)
         self._show(run, f"{sentence(status.message or NOT_KNOWN)} The portal asks once more.")
+
+    def _heard(self, attempt: AttemptView, status: RunStatus) -> None:
+        fields = {"state": status.state.value, "heard_at": self.s.now}
+        self.changes.attempts.append(AttemptChange(attempt.id, fields))
 
     def _take_reason(self, run: SiteRunView, attempt: AttemptView, status: RunStatus) -> None:
         """Show why a run has not begun (a steward must confirm it, a DAG is paused) once that has lasted a while."""
